@@ -1,0 +1,194 @@
+// pybind11 module `_core`: addresses, sizes, strides and a stream cross this border; torch never does. The Python side
+// (semcom_fast/ops) owns every check and every allocation.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.hpp"
+#if defined(SF_HAVE_CUDA)
+#include "cuda/launch.hpp"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+const void* in(uintptr_t p) { return reinterpret_cast<const void*>(p); }
+void* out(uintptr_t p) { return reinterpret_cast<void*>(p); }
+
+// A level is a number or (address, is_double, stride_l, stride_b, stride_g); None stays at its default.
+sf::level as_level(const py::handle& h) {
+  if (!py::isinstance<py::tuple>(h)) return {h.cast<double>(), nullptr, 1, 0, 0, 0};
+  const py::tuple t = py::reinterpret_borrow<py::tuple>(h);
+  return {0.0, in(t[0].cast<uintptr_t>()), t[1].cast<int32_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+          t[4].cast<int64_t>()};
+}
+
+// sizes = (B, U, K, Nr, Nt, T); strides = batch strides of y, h, x, probe in complex entries
+using sizes6 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+sf::block_args block(bool is_double, const sizes6& n) {
+  sf::block_args a{};
+  a.is_double = is_double;
+  std::tie(a.b, a.u, a.k, a.nr, a.nt, a.t) = n;
+  a.pool = sf::torch_pool();
+  a.bad = -1;
+  return a;
+}
+
+sf::block_args apply_args(bool is_double, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n) {
+  sf::block_args a = block(is_double, n);
+  a.h = in(h), a.x = in(x), a.out_y = out(y), a.h_b = h_b, a.x_b = x_b;
+  return a;
+}
+
+sf::block_args adjoint_args(bool is_double, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b, const sizes6& n) {
+  sf::block_args a = block(is_double, n);
+  a.h = in(h), a.y = in(y), a.out_x = out(x), a.h_b = h_b, a.y_b = y_b;
+  return a;
+}
+
+sf::block_args score_args(bool is_double, const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
+                          const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides,
+                          const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs, const sizes6& n) {
+  sf::block_args a = block(is_double, n);
+  a.y = in(std::get<0>(inputs)), a.h = in(std::get<1>(inputs)), a.x = in(std::get<2>(inputs));
+  a.noise_var = in(std::get<3>(inputs)), a.probe = in(std::get<4>(inputs));
+  std::tie(a.y_b, a.h_b, a.x_b, a.noise_var_b, a.probe_b) = strides;
+  a.out_h = out(std::get<0>(outputs)), a.out_x = out(std::get<1>(outputs));
+  a.energies = static_cast<double*>(out(std::get<2>(outputs)));
+  return a;
+}
+
+template <class T>
+void sum_energies(const sf::block_args& a, void* energy, void* probe_x, void* probe_y) {
+  const int64_t width = 2 + a.u;
+  for (int64_t b = 0; b < a.b; ++b) {
+    std::vector<double> total(size_t(width), 0.0);
+    for (int64_t k = 0; k < a.k; ++k)
+      for (int64_t e = 0; e < width; ++e) total[size_t(e)] += a.energies[(b * a.k + k) * width + e];
+    static_cast<T*>(energy)[b] = T(total[0]);
+    if (!a.probe) continue;
+    static_cast<T*>(probe_y)[b] = T(total[1]);
+    for (int64_t u = 0; u < a.u; ++u) static_cast<T*>(probe_x)[b * a.u + u] = T(total[size_t(2 + u)]);
+  }
+}
+
+// CPU calls return the lowest block or item with a non-finite result, -1 when there is none.
+template <class Args>
+int64_t run(void (*kernel)(Args&), Args& a) {
+  py::gil_scoped_release release;
+  kernel(a);
+  return a.bad;
+}
+
+sf::philox_key key(uint64_t seed, int64_t step, int64_t stream, int64_t first_item) {
+  return {seed, uint32_t(step), uint32_t(stream), uint64_t(first_item)};
+}
+
+void bind_cpu(py::module_& m) {
+  m.def("cpu_blockdiag_apply", [](bool d, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n) {
+    sf::block_args a = apply_args(d, h, x, y, h_b, x_b, n);
+    return run(sf::kernels().blockdiag_apply, a);
+  });
+  m.def("cpu_blockdiag_adjoint", [](bool d, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b, const sizes6& n) {
+    sf::block_args a = adjoint_args(d, h, y, x, h_b, y_b, n);
+    return run(sf::kernels().blockdiag_adjoint, a);
+  });
+  m.def("cpu_likelihood_score",
+        [](bool d, const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
+           const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides,
+           const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs, uintptr_t energy, uintptr_t probe_x,
+           uintptr_t probe_y, const sizes6& n) {
+          sf::block_args a = score_args(d, inputs, strides, outputs, n);
+          const int64_t bad = run(sf::kernels().likelihood_score, a);
+          d ? sum_energies<double>(a, out(energy), out(probe_x), out(probe_y))
+            : sum_energies<float>(a, out(energy), out(probe_x), out(probe_y));
+          return bad;
+        });
+  m.def("cpu_philox_normal", [](bool d, uintptr_t o, int64_t items, int64_t reals, double scale, uint64_t seed, int64_t step,
+                                int64_t stream, int64_t first_item) {
+    sf::normal_args a{d, items, reals, scale, key(seed, step, stream, first_item), out(o), sf::torch_pool()};
+    py::gil_scoped_release release;
+    sf::kernels().philox_normal(a);
+  });
+  m.def("cpu_pvd_update",
+        [](bool d, const std::tuple<int64_t, int64_t, int64_t, int64_t>& n,
+           const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs, uintptr_t new_mean,
+           uintptr_t new_sample, const py::handle& sigma, const py::handle& sigma_above, const py::handle& zeta,
+           const py::handle& score_var, const py::handle& next_var, int draw, double scale, uint64_t seed, int64_t step,
+           int64_t stream, int64_t first_item) {
+          sf::pvd_args a{};
+          a.is_double = d;
+          std::tie(a.l, a.b, a.g, a.e) = n;
+          a.mean = in(std::get<0>(inputs)), a.anchor = in(std::get<1>(inputs)), a.sample = in(std::get<2>(inputs));
+          a.denoised = in(std::get<3>(inputs)), a.score = in(std::get<4>(inputs)), a.noise = in(std::get<5>(inputs));
+          a.new_mean = out(new_mean), a.new_sample = out(new_sample);
+          a.sigma = as_level(sigma), a.sigma_above = as_level(sigma_above), a.zeta = as_level(zeta);
+          a.score_var = as_level(score_var);
+          a.default_next_var = next_var.is_none();
+          if (!next_var.is_none()) a.next_var = as_level(next_var);
+          a.draw = draw, a.scale = scale, a.key = key(seed, step, stream, first_item), a.pool = sf::torch_pool();
+          return run(sf::kernels().pvd_update, a);
+        });
+  m.def("cpu_pvd_calibrate", [](bool d, int64_t b, int64_t u, int64_t nr, int64_t count, double x_energy,
+                                const py::handle& noise_var, uintptr_t var_h, uintptr_t probe_x, uintptr_t probe_y,
+                                const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides, uintptr_t o) {
+    sf::calibrate_args a{};
+    a.is_double = d, a.b = b, a.u = u, a.nr = nr, a.count = count, a.x_energy = x_energy, a.noise_var = as_level(noise_var);
+    a.var_h = in(var_h), a.probe_x = in(probe_x), a.probe_y = in(probe_y), a.out = out(o);
+    std::tie(a.var_h_b, a.var_h_u, a.probe_x_b, a.probe_x_u, a.probe_y_b) = strides;
+    return run(sf::kernels().pvd_calibrate, a);
+  });
+  m.def("cpu_power_normalise", [](bool d, int64_t b, int64_t n, double scale, uintptr_t z, uintptr_t x, uintptr_t norm) {
+    sf::normalise_args a{d, b, n, scale, in(z), nullptr, out(x), out(norm), sf::torch_pool(), -1};
+    return run(sf::kernels().power_normalise, a);
+  });
+  m.def("cpu_power_normalise_vjp",
+        [](bool d, int64_t b, int64_t n, double scale, uintptr_t z, uintptr_t norm, uintptr_t g, uintptr_t o) {
+          sf::normalise_args a{d, b, n, scale, in(z), in(g), out(o), out(norm), sf::torch_pool(), -1};
+          return run(sf::kernels().power_normalise_vjp, a);
+        });
+}
+
+#if defined(SF_HAVE_CUDA)
+// CUDA calls only launch: no synchronisation. `flag` is an optional int32 the kernel lowers to the first bad block.
+void bind_cuda(py::module_& m) {
+  m.def("cuda_blockdiag_apply", [](bool d, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n,
+                                   int device, uintptr_t stream) {
+    sf::cuda::blockdiag_apply(apply_args(d, h, x, y, h_b, x_b, n), device, out(stream));
+  });
+  m.def("cuda_blockdiag_adjoint", [](bool d, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b,
+                                     const sizes6& n, int device, uintptr_t stream) {
+    sf::cuda::blockdiag_adjoint(adjoint_args(d, h, y, x, h_b, y_b, n), device, out(stream));
+  });
+  m.def("cuda_likelihood_score",
+        [](bool d, const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
+           const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides,
+           const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs, uintptr_t energy, uintptr_t probe_x,
+           uintptr_t probe_y, const sizes6& n, int device, uintptr_t stream) {
+          sf::cuda::likelihood_score(score_args(d, inputs, strides, outputs, n), out(energy), out(probe_x), out(probe_y),
+                                     device, out(stream));
+        });
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Kernels of semcom_fast behind raw addresses; call the functions of semcom_fast instead.";
+  m.attr("compiler") = SF_COMPILER;
+  m.def("isa", &sf::isa);
+  m.def("isa_built", &sf::isa_built);
+  m.def("has_torch_pool", [] { return sf::torch_pool() != nullptr; });
+  bind_cpu(m);
+#if defined(SF_HAVE_CUDA)
+  m.attr("cuda_built") = true;
+  m.attr("cuda_archs") = SF_CUDA_ARCHS;
+  m.def("cuda_device_count", &sf::cuda::device_count);
+  bind_cuda(m);
+#else
+  m.attr("cuda_built") = false;
+  m.attr("cuda_archs") = "";
+  m.def("cuda_device_count", [] { return 0; });
+#endif
+}

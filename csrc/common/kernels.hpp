@@ -1,0 +1,94 @@
+// Argument blocks and the table of kernels that every instruction-set level provides. Plain data only: this header is
+// shared by baseline code (bindings, dispatch) and by code compiled for AVX-512.
+#pragma once
+#include <stdint.h>
+
+namespace sf {
+
+// torch's thread pool: body(begin, end, ctx) on slices of [begin, end); null when torch does not offer it.
+using pool_fn = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* ctx);
+
+// Block-diagonal MIMO: Y_k = sum_u H_k^(u) X_k^(u), blocks k of batch item b. Complex row-major arrays
+// h [B,U,K,Nr,Nt], x and probe [B,U,K,Nt,T], y [B,K,Nr,T]; *_b are batch strides in complex entries (0 = shared).
+struct block_args {
+  int32_t is_double;
+  int64_t b, u, k, nr, nt, t;
+  const void *y, *h, *x, *probe;
+  int64_t y_b, h_b, x_b, probe_b;
+  const void* noise_var;  // real [B] or [1] with stride 0, or null for 1
+  int64_t noise_var_b;
+  void *out_y, *out_h, *out_x;  // any of apply's y, score_h, and adjoint's or score's x-side result
+  double* energies;             // likelihood_score: [B,K,2+U] block energies (residual, probe_y, probe_x per user)
+  pool_fn pool;
+  int64_t bad;  // out: lowest flat block index b*K + k with a non-finite result, -1 if none
+};
+
+// A level argument: one number, or a strided array of float or double over (sample l, item b, group g).
+struct level {
+  double value;
+  const void* data;
+  int32_t is_double;
+  int64_t l, b, g;
+};
+
+struct philox_key {
+  uint64_t seed;
+  uint32_t step, stream;
+  uint64_t first_item;
+};
+
+struct normal_args {  // out [items, reals] = scale * N(0,1)
+  int32_t is_double;
+  int64_t items, reals;
+  double scale;
+  philox_key key;
+  void* out;
+  pool_fn pool;
+};
+
+struct pvd_args {  // mean, anchor [B,G,E]; sample, denoised, score, noise [L,B,G,E], reals; *_l, *_b strides in reals
+  int32_t is_double;
+  int64_t l, b, g, e;
+  const void *mean, *anchor, *sample, *denoised, *score, *noise;
+  void *new_mean, *new_sample;
+  level sigma, sigma_above, zeta, score_var, next_var;
+  int32_t default_next_var, draw;  // draw: 0 none, 1 noise given, 2 Philox
+  double scale;                    // of the Philox normals: sqrt(1/2) for the two reals of a complex entry
+  philox_key key;
+  pool_fn pool;
+  int64_t bad;  // out: lowest item with a non-finite result, -1 if none
+};
+
+struct normalise_args {  // z, g [B,n] reals; norm [B]
+  int32_t is_double;
+  int64_t b, n;
+  double scale;  // sqrt(power * count)
+  const void *z, *g;
+  void *out, *norm;
+  pool_fn pool;
+  int64_t bad;
+};
+
+struct calibrate_args {  // var_h, probe_x [B,U]; probe_y [B] -> out [B]
+  int32_t is_double;
+  int64_t b, u, nr, count;
+  double x_energy;
+  level noise_var;
+  const void *var_h, *probe_x, *probe_y;
+  int64_t var_h_b, var_h_u, probe_x_b, probe_x_u, probe_y_b;
+  void* out;
+  int64_t bad;
+};
+
+struct kernel_table {
+  void (*blockdiag_apply)(block_args&);
+  void (*blockdiag_adjoint)(block_args&);
+  void (*likelihood_score)(block_args&);
+  void (*philox_normal)(normal_args&);
+  void (*pvd_update)(pvd_args&);
+  void (*pvd_calibrate)(calibrate_args&);
+  void (*power_normalise)(normalise_args&);
+  void (*power_normalise_vjp)(normalise_args&);
+};
+
+}  // namespace sf

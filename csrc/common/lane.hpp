@@ -1,0 +1,155 @@
+// The lane abstraction that lets one body serve a SIMD pack on the CPU and a thread on a GPU.
+//
+// `pack<T, W>` is W reals side by side. GCC, clang and nvcc's host pass all accept the vector extension. Nothing here
+// includes a standard C++ header: an inline std:: function compiled for AVX-512 could be merged into baseline code.
+#pragma once
+#include <stdint.h>
+#if defined(__AVX__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__CUDACC__)
+#define SF_HD __host__ __device__ __forceinline__
+#define SF_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
+#define SF_HD __attribute__((always_inline)) inline
+#define SF_UNROLL _Pragma("unroll")
+#else
+#define SF_HD __attribute__((always_inline)) inline
+#define SF_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#ifndef SF_NS
+#define SF_NS portable
+#endif
+
+namespace sf {
+inline namespace SF_NS {
+
+// A scalar complex number: an operand that is broadcast across lanes.
+template <class T>
+struct scalar2 {
+  T re, im;
+};
+
+#if !defined(__CUDA_ARCH__)
+
+template <class T, int W>
+struct vec_of {  // apart from pack: GCC would read the typedef as T inside the class template
+  typedef T V __attribute__((vector_size(W * sizeof(T))));
+  typedef T VU __attribute__((vector_size(W * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+
+template <class T, int W>
+struct pack {
+  using V = typename vec_of<T, W>::V;
+  using VU = typename vec_of<T, W>::VU;
+  V v;
+  pack() = default;
+  SF_HD pack(V x) : v(x) {}
+  SF_HD pack(T x) : v(x - V{}) {}  // splat
+  SF_HD static pack load(const T* p) { return pack(V(*reinterpret_cast<const VU*>(p))); }
+  SF_HD void store(T* p) const { *reinterpret_cast<VU*>(p) = v; }
+  friend SF_HD pack operator+(pack a, pack b) { return pack(V(a.v + b.v)); }
+  friend SF_HD pack operator-(pack a, pack b) { return pack(V(a.v - b.v)); }
+  friend SF_HD pack operator*(pack a, pack b) { return pack(V(a.v * b.v)); }
+  // The first n lanes; the others read as zero and are not written. Memory past them is never touched.
+  SF_HD static pack load_first(const T* p, int n) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) return pack((V)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 8) return pack((V)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+#endif
+    V r = V{};
+    for (int i = 0; i < n; ++i) r[i] = p[i];
+    return pack(r);
+  }
+  SF_HD void store_first(T* p, int n) const {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 8) return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#endif
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+  }
+  SF_HD T sum() const {  // fixed tree order: the result does not depend on anything but the lanes
+    T t[W];
+    store(t);
+    for (int n = W / 2; n > 0; n /= 2)
+      for (int i = 0; i < n; ++i) t[i] += t[i + n];
+    return t[0];
+  }
+};
+
+// Swap the two reals of every complex pair.
+template <class T>
+SF_HD pack<T, 2> swap_pairs(pack<T, 2> a) {
+  return __builtin_shufflevector(a.v, a.v, 1, 0);
+}
+template <class T>
+SF_HD pack<T, 4> swap_pairs(pack<T, 4> a) {
+  return __builtin_shufflevector(a.v, a.v, 1, 0, 3, 2);
+}
+template <class T>
+SF_HD pack<T, 8> swap_pairs(pack<T, 8> a) {
+  return __builtin_shufflevector(a.v, a.v, 1, 0, 3, 2, 5, 4, 7, 6);
+}
+template <class T>
+SF_HD pack<T, 16> swap_pairs(pack<T, 16> a) {
+  return __builtin_shufflevector(a.v, a.v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+
+// {-1, +1, -1, +1, ...}: with swap_pairs, multiplication by i.
+template <class T, int W>
+SF_HD pack<T, W> turn_signs() {
+  typename vec_of<T, W>::V r;
+  for (int i = 0; i < W; ++i) r[i] = i % 2 ? T(1) : T(-1);
+  return pack<T, W>(r);
+}
+
+// Native width in reals of this translation unit's instruction set.
+#if defined(__AVX512F__)
+template <class T>
+constexpr int native_width = 64 / sizeof(T);
+#elif defined(__AVX2__)
+template <class T>
+constexpr int native_width = 32 / sizeof(T);
+#else
+template <class T>
+constexpr int native_width = 16 / sizeof(T);
+#endif
+
+// sum_j p[j]^2 in double, n reals
+SF_HD double square_sum(const double* p, int64_t n) {
+  constexpr int W = native_width<double>;
+  using D = pack<double, W>;
+  D acc[2] = {D(0.0), D(0.0)};
+  int64_t j = 0;
+  for (; j + 2 * W <= n; j += 2 * W)
+    for (int q = 0; q < 2; ++q) {
+      D v = D::load(p + j + q * W);
+      acc[q] = acc[q] + v * v;
+    }
+  for (; j < n; j += W) {
+    D v = D::load_first(p + j, n - j < W ? int(n - j) : W);
+    acc[0] = acc[0] + v * v;
+  }
+  return (acc[0] + acc[1]).sum();
+}
+SF_HD double square_sum(const float* p, int64_t n) {
+  constexpr int W = native_width<double>;
+  using D = pack<double, W>;
+  using H = typename vec_of<float, W>::VU;
+  D acc[2] = {D(0.0), D(0.0)};
+  int64_t j = 0;
+  for (; j + 2 * W <= n; j += 2 * W)
+    for (int q = 0; q < 2; ++q) {
+      D v(__builtin_convertvector(*reinterpret_cast<const H*>(p + j + q * W), typename D::V));
+      acc[q] = acc[q] + v * v;
+    }
+  double tail = 0;
+  for (; j < n; ++j) tail += double(p[j]) * double(p[j]);
+  return (acc[0] + acc[1]).sum() + tail;
+}
+#endif  // !__CUDA_ARCH__
+
+}  // namespace SF_NS
+}  // namespace sf

@@ -1,0 +1,259 @@
+// The CPU worker behind blockdiag_apply, blockdiag_adjoint and likelihood_score.
+//
+// One channel block is a pair of skinny complex products. Time slots are the SIMD direction; slots are taken in chunks
+// of CT <= 3 packs (24 slots of complex64 with AVX-512) and antennas in tiles of RT rows, so that a tile of the residual
+// lives in registers: R never reaches memory beyond one tile in L1. Per chunk the U users' codewords are packed side by
+// side (M = U*Nt rows, zero-padded to whole packs); per tile follow
+//   R = Y - H X       multiply_tile over m            (residual)
+//   GX += H^H R       adjoint_tile, kept as product   (score_x)
+//   GH += R X^H       multiply_tile over slots, lanes along m, against the packed conj(X)^T   (score_h)
+// so every flop is an FMA on full packs and no horizontal sum is needed.
+#pragma once
+#include <stdlib.h>
+
+#include "../common/columns.hpp"
+#include "../common/kernels.hpp"
+#include "parallel.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+enum class mode { apply, adjoint, score };
+
+template <class T>
+struct block_worker {
+  static constexpr int W = native_width<T>, WC = W / 2, max_ct = 3;
+#if defined(__AVX512F__) || defined(__aarch64__)
+  static constexpr int max_rt = 4;  // 24 accumulators of 32 registers
+#else
+  static constexpr int max_rt = 2;  // 12 accumulators of 16 registers
+#endif
+  using Col = pack_cols<T, W>;
+  using Fwd = product<Col, false>;
+  using Adj = product<Col, true>;
+
+  const block_args& a;
+  int64_t M, MV;        // streams, and packs that hold them
+  T *xs, *xt, *hs, *gh;  // packed X [M][CT*W], conj(X)^T [slots][MV*W], H [Nr][2M] (U > 1), GH [Nr][MV*W]
+  T* gx;                // GX accumulators [M][CT][2*W]
+  T* rs;                // one tile of R [max_rt][CT*W]
+  void* memory;
+
+  explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
+    const int64_t row = max_ct * W, need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row +
+                                           max_rt * row;
+    if (posix_memalign(&memory, 64, size_t(need + 8 * W) * sizeof(T))) abort();
+    T* p = static_cast<T*>(memory);
+    auto take = [&](int64_t n) {
+      T* q = p;
+      p += (n + W - 1) / W * W;
+      return q;
+    };
+    xs = take(M * row), xt = take(max_ct * WC * MV * W), hs = take(2 * M * a.nr), gh = take(a.nr * MV * W);
+    gx = take(2 * M * row), rs = take(max_rt * row);
+  }
+  ~block_worker() { free(memory); }
+
+  const T* h_of(int64_t b, int64_t u, int64_t k) const {
+    return static_cast<const T*>(a.h) + 2 * (b * a.h_b + (u * a.k + k) * a.nr * a.nt);
+  }
+  static const T* x_of(const block_args& a, const void* x, int64_t stride, int64_t b, int64_t u, int64_t k) {
+    return static_cast<const T*>(x) + 2 * (b * stride + (u * a.k + k) * a.nt * a.t);
+  }
+
+  // Several users' channels side by side as [Nr][M]; one user's block is used where it lies.
+  const T* pack_h(int64_t b, int64_t k) {
+    if (a.u == 1) return h_of(b, 0, k);
+    for (int64_t u = 0; u < a.u; ++u) {
+      const T* src = h_of(b, u, k);
+      for (int64_t r = 0; r < a.nr; ++r)
+        for (int64_t j = 0; j < 2 * a.nt; ++j) hs[2 * (r * M + u * a.nt) + j] = src[2 * r * a.nt + j];
+    }
+    return hs;
+  }
+
+  template <int CT>
+  void pack_x(const void* x, int64_t stride, int64_t b, int64_t k, int64_t t0, int n) {
+    for (int64_t u = 0; u < a.u; ++u) {
+      const T* src = x_of(a, x, stride, b, u, k) + 2 * t0;
+      for (int64_t m = 0; m < a.nt; ++m)
+        for (int c = 0; c < CT; ++c)
+          Col::load_first(src + 2 * m * a.t + c * W, left(n, c)).store(xs + ((u * a.nt + m) * CT + c) * W);
+    }
+  }
+  static int left(int n, int c) { return n - c * WC < WC ? n - c * WC : WC; }
+
+  // conj(X)^T with the streams along the lanes; lanes past M are zero
+  template <int CT>
+  void transpose_x(int n) {
+    for (int s = 0; s < n; ++s) {
+      T* row = xt + s * MV * W;
+      for (int64_t m = 0; m < M; ++m) row[2 * m] = xs[m * CT * W + 2 * s], row[2 * m + 1] = -xs[m * CT * W + 2 * s + 1];
+      for (int64_t j = 2 * M; j < MV * W; ++j) row[j] = T(0);
+    }
+  }
+
+  // GH rows of one tile: lanes run over streams, the sum over the chunk's slots.
+  template <int RT, int VT>
+  void outer_tile(int64_t r0, int64_t v0, int row, int n, bool first) {
+    Fwd q[RT][VT];
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i)
+      SF_UNROLL
+      for (int c = 0; c < VT; ++c) q[i][c] = Fwd::zero();
+    multiply_tile<Col>(
+        q, n, [&](int i, int64_t s) SF_LAMBDA { return scalar2<T>{rs[i * row + 2 * s], rs[i * row + 2 * s + 1]}; },
+        [&](int64_t s, int c) SF_LAMBDA { return Col::load(xt + (s * MV + v0 + c) * W); });
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i)
+      SF_UNROLL
+      for (int c = 0; c < VT; ++c) {
+        T* out = gh + ((r0 + i) * MV + v0 + c) * W;
+        const Col g = q[i][c].value();
+        (first ? g : Col::load(out) + g).store(out);
+      }
+  }
+
+  template <mode Mode, int RT, int CT>
+  void row_tile(const T* h, const T* y, T* out_y, int64_t r0, int n, bool first_tile, bool first_chunk, double& energy) {
+    const auto h_at = [&](int i, int64_t m) SF_LAMBDA {
+      return scalar2<T>{h[2 * ((r0 + i) * M + m)], h[2 * ((r0 + i) * M + m) + 1]};
+    };
+    Col r[RT][CT];
+    if constexpr (Mode != mode::adjoint) {
+      Fwd p[RT][CT];
+      SF_UNROLL
+      for (int i = 0; i < RT; ++i)
+        SF_UNROLL
+        for (int c = 0; c < CT; ++c) p[i][c] = Fwd::zero();
+      multiply_tile<Col>(p, M, h_at, [&](int64_t m, int c) SF_LAMBDA { return Col::load(xs + (m * CT + c) * W); });
+      SF_UNROLL
+      for (int i = 0; i < RT; ++i)
+        SF_UNROLL
+        for (int c = 0; c < CT; ++c) r[i][c] = p[i][c].value();
+    }
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i)
+      SF_UNROLL
+      for (int c = 0; c < CT; ++c) {
+        const int64_t at = 2 * (r0 + i) * a.t + c * W;
+        if (Mode != mode::apply && y) {
+          const Col seen = Col::load_first(y + at, left(n, c));
+          r[i][c] = Mode == mode::adjoint ? seen : seen - r[i][c];
+        }
+        if (out_y) r[i][c].store_first(out_y + at, left(n, c));
+        r[i][c].store(rs + (i * CT + c) * W);
+      }
+    energy += square_sum(rs, RT * CT * W);
+    if constexpr (Mode != mode::apply) {
+      struct {
+        T* at;
+        bool first;
+        SF_HD Adj get(int64_t m, int c) const {
+          T* p = at + (m * CT + c) * 2 * W;
+          return first ? Adj::zero() : Adj{pack<T, W>::load(p), pack<T, W>::load(p + W)};
+        }
+        SF_HD void set(int64_t m, int c, const Adj& q) const {
+          T* p = at + (m * CT + c) * 2 * W;
+          q.a.store(p), q.b.store(p + W);
+        }
+      } acc{gx, first_tile};
+      adjoint_tile<Col>(r, M, h_at, acc);
+    }
+    if constexpr (Mode == mode::score) {
+      int64_t v = 0;
+      for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r0, v, CT * W, n, first_chunk);
+      if (v < MV) outer_tile<RT, 1>(r0, v, CT * W, n, first_chunk);
+    }
+  }
+
+  template <mode Mode, int CT>
+  void all_rows(const T* h, const T* y, T* out_y, int n, bool first_chunk, double& energy) {
+    int64_t r = 0;
+    for (; r + max_rt <= a.nr; r += max_rt) row_tile<Mode, max_rt, CT>(h, y, out_y, r, n, r == 0, first_chunk, energy);
+    for (; r + 2 <= a.nr; r += 2) row_tile<Mode, 2, CT>(h, y, out_y, r, n, r == 0, first_chunk, energy);
+    for (; r < a.nr; ++r) row_tile<Mode, 1, CT>(h, y, out_y, r, n, r == 0, first_chunk, energy);
+  }
+
+  template <int CT>
+  void store_gx(int64_t b, int64_t k, int64_t t0, int n, T scale) {
+    for (int64_t u = 0; u < a.u; ++u) {
+      T* dst = const_cast<T*>(x_of(a, a.out_x, a.u * a.k * a.nt * a.t, b, u, k)) + 2 * t0;
+      for (int64_t m = 0; m < a.nt; ++m)
+        for (int c = 0; c < CT; ++c) {
+          const T* p = gx + ((u * a.nt + m) * CT + c) * 2 * W;
+          const Adj q{pack<T, W>::load(p), pack<T, W>::load(p + W)};
+          (q.value() * scale).store_first(dst + 2 * m * a.t + c * W, left(n, c));
+        }
+    }
+  }
+
+  void store_gh(int64_t b, int64_t k, T scale) {
+    for (int64_t u = 0; u < a.u; ++u) {
+      T* dst = static_cast<T*>(a.out_h) + 2 * ((b * a.u + u) * a.k + k) * a.nr * a.nt;
+      for (int64_t r = 0; r < a.nr; ++r) {
+        const T* src = gh + r * MV * W + 2 * u * a.nt;
+        for (int64_t m = 0; m < a.nt; m += WC) {
+          const int n = a.nt - m < WC ? int(a.nt - m) : WC;
+          (Col::load_first(src + 2 * m, n) * scale).store_first(dst + 2 * (r * a.nt + m), n);
+        }
+      }
+    }
+  }
+
+  template <mode Mode, int CT>
+  void chunk(int64_t b, int64_t k, const T* h, int64_t t0, int n, T scale, double* energy) {
+    const T* y = Mode == mode::apply ? nullptr : static_cast<const T*>(a.y) + 2 * (b * a.y_b + k * a.nr * a.t + t0);
+    T* out_y = Mode == mode::apply ? static_cast<T*>(a.out_y) + 2 * ((b * a.k + k) * a.nr * a.t + t0) : nullptr;
+    if constexpr (Mode != mode::adjoint) pack_x<CT>(a.x, a.x_b, b, k, t0, n);
+    if constexpr (Mode == mode::score) transpose_x<CT>(n);
+    all_rows<Mode, CT>(h, y, out_y, n, t0 == 0, energy[0]);
+    if constexpr (Mode != mode::apply) store_gx<CT>(b, k, t0, n, scale);
+    if (Mode == mode::score && a.probe) {
+      pack_x<CT>(a.probe, a.probe_b, b, k, t0, n);
+      for (int64_t u = 0; u < a.u; ++u) energy[2 + u] += square_sum(xs + u * a.nt * CT * W, a.nt * CT * W);
+      all_rows<mode::apply, CT>(h, nullptr, nullptr, n, true, energy[1]);
+    }
+  }
+
+  template <mode Mode>
+  void block(int64_t b, int64_t k, double* energy) {
+    T scale = T(1);
+    if (Mode == mode::score && a.noise_var)
+      scale = T(1.0 / double(static_cast<const T*>(a.noise_var)[b * a.noise_var_b]));
+    const T* h = pack_h(b, k);
+    for (int64_t e = 0; e < 2 + a.u; ++e) energy[e] = 0;
+    for (int64_t t0 = 0; t0 < a.t; t0 += max_ct * WC) {
+      const int n = a.t - t0 < max_ct * WC ? int(a.t - t0) : max_ct * WC;
+      if (n > 2 * WC)
+        chunk<Mode, 3>(b, k, h, t0, n, scale, energy);
+      else if (n > WC)
+        chunk<Mode, 2>(b, k, h, t0, n, scale, energy);
+      else
+        chunk<Mode, 1>(b, k, h, t0, n, scale, energy);
+    }
+    if constexpr (Mode == mode::score) store_gh(b, k, scale);
+  }
+};
+
+// All blocks, split over torch's threads at block borders, so the thread count cannot change a bit.
+template <mode Mode, class T>
+void run_blocks(block_args& a) {
+  a.bad = -1;
+  const int64_t work = (a.u * a.nt + 1) * (a.nr + a.t) * 24 + a.u * a.nr * a.nt * a.t;
+  const int64_t grain = work > 32768 ? 1 : 32768 / work + 1;
+  parallel_for(a.pool, a.b * a.k, grain, [&](int64_t begin, int64_t end) {
+    block_worker<T> worker(a);
+    double small[2 + 62];
+    double* own = a.u <= 62 ? small : static_cast<double*>(malloc(size_t(2 + a.u) * sizeof(double)));
+    for (int64_t i = begin; i < end; ++i) {
+      double* energy = a.energies ? a.energies + i * (2 + a.u) : own;
+      worker.template block<Mode>(i / a.k, i % a.k, energy);
+      if (!(energy[0] - energy[0] == 0)) note_lowest(a.bad, i);
+    }
+    if (own != small) free(own);
+  });
+}
+
+}  // namespace SF_NS
+}  // namespace sf

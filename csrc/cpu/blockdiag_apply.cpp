@@ -1,0 +1,10 @@
+// Y_k = sum_u H_k X_k.
+#include "block_worker.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+void blockdiag_apply(block_args& a) {
+  a.is_double ? run_blocks<mode::apply, double>(a) : run_blocks<mode::apply, float>(a);
+}
+}  // namespace SF_NS
+}  // namespace sf

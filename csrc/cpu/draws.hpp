@@ -1,0 +1,24 @@
+// Normals of one item, by real index, through a small L1 buffer: what the fused kernels read their noise from.
+#pragma once
+#include "../common/philox.hpp"
+#include "../common/kernels.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+constexpr int64_t draw_chunk = 1024;  // reals; a multiple of 4 * pack so that chunks start on a counter
+
+template <class T>
+struct draw_buffer {
+  T data[draw_chunk + 64] __attribute__((aligned(64)));
+
+  // data[0 .. n) = scale * normals of reals first .. first+n of `item`; first must be a multiple of 4.
+  void fill(const philox_key& key, uint64_t item, int64_t sample, int64_t first, int64_t n, double scale) {
+    const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
+                            uint32_t(key.stream + 16 * sample)};
+    normals(at, uint64_t(first) / 4, (n + 3) / 4, T(scale), data);
+  }
+};
+
+}  // namespace SF_NS
+}  // namespace sf

@@ -1,0 +1,26 @@
+// out[item, i] = scale * N(0,1) from Philox4x32-10; one chunk of one item at a time.
+#include "draws.hpp"
+#include "parallel.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+template <class T>
+void run_normals(normal_args& a) {
+  const int64_t chunks = (a.reals + draw_chunk - 1) / draw_chunk;
+  parallel_for(a.pool, a.items * chunks, 16, [&](int64_t begin, int64_t end) {
+    draw_buffer<T> buffer;
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t item = j / chunks, first = j % chunks * draw_chunk;
+      const int64_t n = a.reals - first < draw_chunk ? a.reals - first : draw_chunk;
+      buffer.fill(a.key, uint64_t(item), 0, first, n, a.scale);
+      T* out = static_cast<T*>(a.out) + item * a.reals + first;
+      for (int64_t i = 0; i < n; ++i) out[i] = buffer.data[i];
+    }
+  });
+}
+
+void philox_normal(normal_args& a) { a.is_double ? run_normals<double>(a) : run_normals<float>(a); }
+
+}  // namespace SF_NS
+}  // namespace sf

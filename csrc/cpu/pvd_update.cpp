@@ -1,0 +1,91 @@
+// new_mean = mean + zeta*[...] averaged over L samples, new_sample = new_mean + sqrt(next_var) * noise, in one pass.
+// Work is cut into chunks of one item's reals; a chunk draws its normals into L1 first, so the arithmetic loop streams.
+#include "../common/pvd_step.hpp"
+#include "draws.hpp"
+#include "levels.hpp"
+#include "parallel.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+template <class T>
+struct row {  // a run of reals with one set of levels
+  const pvd_args& a;
+  int64_t b, g, at0, n;  // at0: offset of the run in [B,G,E]
+
+  const T* in(const void* p, int64_t l) const { return static_cast<const T*>(p) + l * a.b * a.g * a.e + at0; }
+  T* out(void* p, int64_t l) const { return static_cast<T*>(p) + l * a.b * a.g * a.e + at0; }
+
+  template <class Body>
+  SF_HD void each(const Body& body) const {
+    constexpr int W = native_width<T>;
+    int64_t i = 0;
+    for (; i + W <= n; i += W) body(i, W);
+    if (i < n) body(i, int(n - i));
+  }
+  SF_HD static pack<T, native_width<T>> get(const T* p, int m) {
+    return m == native_width<T> ? pack<T, native_width<T>>::load(p) : pack<T, native_width<T>>::load_first(p, m);
+  }
+  SF_HD static void put(T* p, pack<T, native_width<T>> v, int m) {
+    m == native_width<T> ? v.store(p) : v.store_first(p, m);
+  }
+
+  bool run(draw_buffer<T>& buffer, int64_t first, int64_t skip) {
+    using P = pack<T, native_width<T>>;
+    const double sigma = at(a.sigma, 0, b, g), above = at(a.sigma_above, 0, b, g), zeta = at(a.zeta, 0, b, g);
+    const double var = a.default_next_var ? pvd_default_next_var(sigma, above) : at(a.next_var, 0, b, g);
+    const P amp = T(__builtin_sqrt(var));
+    const T *mean = in(a.mean, 0), *anchor = in(a.anchor, 0);
+    T* new_mean = out(a.new_mean, 0);
+    P bad = T(0);
+    for (int64_t l = 0; l < a.l; ++l) {
+      const auto c = pvd_coefficients<T>::from(sigma, above, zeta, at(a.score_var, l, b, g), 1.0 / double(a.l));
+      const T *sample = in(a.sample, l), *denoised = in(a.denoised, l), *score = in(a.score, l);
+      const T* from = l ? new_mean : mean;
+      T* fused = a.l == 1 ? out(a.new_sample, 0) : nullptr;
+      const T* noise = a.draw == 1 ? in(a.noise, 0) : buffer.data + skip;
+      if (fused && a.draw == 2) buffer.fill(a.key, uint64_t(b), 0, first, skip + n, a.scale);
+      each([&](int64_t i, int m) SF_LAMBDA {
+        const P v = get(from + i, m) + pvd_increment(c, get(anchor + i, m), get(sample + i, m), get(denoised + i, m),
+                                                     get(score + i, m));
+        put(new_mean + i, v, m);
+        bad = bad + (v - v);
+        if (fused) put(fused + i, a.draw ? v + amp * get(noise + i, m) : v, m);
+      });
+    }
+    for (int64_t l = 0; a.l > 1 && l < a.l; ++l) {
+      if (a.draw == 2) buffer.fill(a.key, uint64_t(b), l, first, skip + n, a.scale);
+      const T* noise = a.draw == 1 ? in(a.noise, l) : buffer.data + skip;
+      T* sampled = out(a.new_sample, l);
+      each([&](int64_t i, int m) SF_LAMBDA {
+        const P v = get(new_mean + i, m);
+        put(sampled + i, a.draw ? v + amp * get(noise + i, m) : v, m);
+      });
+    }
+    return bad.sum() == T(0) && var >= 0 && var - var == 0;
+  }
+};
+
+template <class T>
+void run_update(pvd_args& a) {
+  const int64_t item = a.g * a.e, chunks = (item + draw_chunk - 1) / draw_chunk;
+  a.bad = -1;
+  parallel_for(a.pool, a.b * chunks, 8, [&](int64_t begin, int64_t end) {
+    draw_buffer<T> buffer;
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t b = j / chunks, last = j % chunks * draw_chunk + draw_chunk;
+      const int64_t stop = last < item ? last : item;
+      for (int64_t i = j % chunks * draw_chunk; i < stop;) {
+        const int64_t g = i / a.e, n = (g + 1) * a.e < stop ? (g + 1) * a.e - i : stop - i;
+        row<T> r{a, b, g, b * item + i, n};
+        if (!r.run(buffer, i / 4 * 4, i % 4)) note_lowest(a.bad, b);
+        i += n;
+      }
+    }
+  });
+}
+
+void pvd_update(pvd_args& a) { a.is_double ? run_update<double>(a) : run_update<float>(a); }
+
+}  // namespace SF_NS
+}  // namespace sf

@@ -1,0 +1,24 @@
+// Gathers this instruction-set level's kernels; dispatch.cpp picks one table at import.
+#include "../common/kernels.hpp"
+
+#define SF_TABLE_NAME2(isa) table_##isa
+#define SF_TABLE_NAME(isa) SF_TABLE_NAME2(isa)
+
+namespace sf {
+inline namespace SF_NS {
+void blockdiag_apply(block_args&);
+void blockdiag_adjoint(block_args&);
+void likelihood_score(block_args&);
+void philox_normal(normal_args&);
+void pvd_update(pvd_args&);
+void pvd_calibrate(calibrate_args&);
+void power_normalise(normalise_args&);
+void power_normalise_vjp(normalise_args&);
+}  // namespace SF_NS
+
+extern const kernel_table SF_TABLE_NAME(SF_ISA);
+const kernel_table SF_TABLE_NAME(SF_ISA) = {
+    blockdiag_apply, blockdiag_adjoint, likelihood_score, philox_normal,
+    pvd_update,      pvd_calibrate,     power_normalise,  power_normalise_vjp,
+};
+}  // namespace sf

@@ -1,0 +1,34 @@
+"""semcom_fast: fast, exact kernels for diffusion receivers and MIMO semantic communication.
+
+Ops are torch functions of batched complex tensors; docs/conventions.md fixes shapes, units and random numbers.
+"""
+
+from ._backend import use_backend
+from .errors import BackendUnavailable, MissingExtra
+from .ops import (
+    LikelihoodScore,
+    blockdiag_adjoint,
+    blockdiag_apply,
+    likelihood_score,
+    philox_normal,
+    power_normalise,
+    pvd_calibrate,
+    pvd_update,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "LikelihoodScore",
+    "MissingExtra",
+    "__version__",
+    "blockdiag_adjoint",
+    "blockdiag_apply",
+    "likelihood_score",
+    "philox_normal",
+    "power_normalise",
+    "pvd_calibrate",
+    "pvd_update",
+    "use_backend",
+]

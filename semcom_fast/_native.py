@@ -1,0 +1,78 @@
+"""The compiled module `_core`, or a clear reason why it is not there.
+
+torch is imported first: `_core` runs its loops on torch's own thread pool, which it looks up among the loaded libraries.
+"""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import BackendUnavailable
+
+core: Any = None
+_why_not = ""
+try:
+    from . import _core as core
+except ImportError as err:
+    _why_not = str(err)
+
+
+def require_core() -> Any:
+    """The compiled module; raises BackendUnavailable with the way to build it when it is missing."""
+    if core is not None:
+        return core
+    source = (Path(__file__).parent.parent / "CMakeLists.txt").exists()
+    where = "this source tree has no compiled extension" if source else "the compiled extension is missing"
+    raise BackendUnavailable(
+        f"semcom_fast: {where} ({_why_not}). Build it with: pip install -c constraints.txt -e . "
+        "(needs a C++17 compiler), or run the plain torch definitions with sf.use_backend('reference')."
+    )
+
+
+def cuda_built() -> bool:
+    """True when the extension holds CUDA kernels."""
+    return core is not None and bool(core.cuda_built)
+
+
+def cuda_usable() -> bool:
+    """True when CUDA kernels were built and both torch and the extension's own runtime see a device."""
+    return cuda_built() and torch.cuda.is_available() and core.cuda_device_count() > 0
+
+
+def triton_version() -> str | None:
+    """The installed Triton's version without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
+
+
+def info() -> dict[str, str]:
+    """What a bug report needs: versions, CPU level, threads, what was built and what loaded."""
+    from . import __version__
+
+    lines = {
+        "semcom_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton_version() or "not installed",
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "backend forced by environment": os.environ.get("SEMCOM_FAST_BACKEND", "no"),
+    }
+    if core is None:
+        lines["extension"] = f"not built ({_why_not})"
+        return lines
+    lines["extension"] = "loaded"
+    lines["compiler"] = core.compiler
+    lines["cpu levels built"] = " ".join(core.isa_built())
+    lines["cpu level running"] = core.isa()
+    lines["thread pool"] = "torch" if core.has_torch_pool() else "none (serial)"
+    lines["cuda kernels"] = f"built for {core.cuda_archs}" if core.cuda_built else "not built (no nvcc found)"
+    lines["cuda device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return lines

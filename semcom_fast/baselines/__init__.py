@@ -1,0 +1,11 @@
+"""What the receivers are compared with."""
+
+from .lmmse import gaussian_pilots, lmmse_pilot_channel, oracle_lmmse_channel, orthogonal_pilots, pilot_lmmse_nmse
+
+__all__ = [
+    "gaussian_pilots",
+    "lmmse_pilot_channel",
+    "oracle_lmmse_channel",
+    "orthogonal_pilots",
+    "pilot_lmmse_nmse",
+]

@@ -1,0 +1,21 @@
+"""The public ops: checks, autograd and dispatch around the kernels of csrc/ and semcom_fast/triton/."""
+
+from ..reference import LikelihoodScore
+from .blockdiag_adjoint import blockdiag_adjoint
+from .blockdiag_apply import blockdiag_apply
+from .likelihood_score import likelihood_score
+from .philox_normal import philox_normal
+from .power_normalise import power_normalise
+from .pvd_calibrate import pvd_calibrate
+from .pvd_update import pvd_update
+
+__all__ = [
+    "LikelihoodScore",
+    "blockdiag_adjoint",
+    "blockdiag_apply",
+    "likelihood_score",
+    "philox_normal",
+    "power_normalise",
+    "pvd_calibrate",
+    "pvd_update",
+]

@@ -1,0 +1,59 @@
+"""Shapes, strides and addresses of block-diagonal MIMO operands, shared by the ops built on csrc/cpu/block_worker.hpp."""
+
+import torch
+from torch import Tensor
+
+from .._native import require_core
+from . import _checks
+from ._checks import plain
+
+NEED = "h [...,U,K,Nr,Nt], x [...,U,K,Nt,T], y [...,K,Nr,T]"
+
+
+def check_hx(op: str, h: Tensor, x: Tensor, x_name: str = "x") -> None:
+    """h and x agree on users, blocks and transmit antennas."""
+    ok = h.ndim >= 4 and x.ndim >= 4
+    if not (ok and h.shape[-4:-2] == x.shape[-4:-2] and h.shape[-1] == x.shape[-2]):
+        raise _checks.shape_error(op, NEED, h=h, **{x_name: x})
+
+
+def check_hy(op: str, h: Tensor, y: Tensor) -> None:
+    """h and y agree on blocks and receive antennas."""
+    ok = h.ndim >= 4 and y.ndim >= 3
+    if not (ok and h.shape[-3] == y.shape[-3] and h.shape[-2] == y.shape[-2]):
+        raise _checks.shape_error(op, NEED, h=h, y=y)
+
+
+def batch_stride(t: Tensor) -> int:
+    """Entries between batch items of a contiguous [B,...] tensor; 0 when one item serves the whole batch."""
+    return 0 if t.shape[0] == 1 else t.stride(0)
+
+
+def batch_size(*tensors: Tensor | None) -> int:
+    """The common batch of flattened operands, where 1 broadcasts and 0 wins."""
+    sizes = [t.shape[0] for t in tensors if t is not None]
+    return 0 if 0 in sizes else max(sizes)
+
+
+def is_double(t: Tensor) -> bool:
+    return t.dtype in (torch.complex128, torch.float64)
+
+
+def launch(op: str, cuda: bool, device: torch.device, *args) -> None:
+    """Call the CPU kernel and raise at its non-finite flag, or enqueue the CUDA kernel on torch's current stream."""
+    core = require_core()
+    if cuda:
+        getattr(core, f"cuda_{op}")(*args, device.index, torch._C._cuda_getCurrentRawStream(device.index))
+        return
+    bad = getattr(core, f"cpu_{op}")(*args)
+    if bad >= 0 and not _checks.tolerating_non_finite():
+        blocks = args[-1][2]
+        raise _checks.non_finite(op, f"batch item {bad // blocks}, block", bad % blocks)
+
+
+def sum_to_batch(grad: Tensor, like: Tensor) -> Tensor:
+    """Undo the broadcast of a shared (B = 1) operand."""
+    return grad.sum(0, keepdim=True) if like.shape[0] == 1 and grad.shape[0] != 1 else grad
+
+
+__all__ = ["batch_size", "batch_stride", "check_hx", "check_hy", "is_double", "launch", "plain", "sum_to_batch"]

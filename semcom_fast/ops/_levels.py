@@ -1,0 +1,78 @@
+"""Level arguments (sigma, zeta, noise_var, ...) on their way to a kernel: numbers, 0-d tensors, or [B] and [B,U]."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.levels import Level
+from . import _checks
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def check(op: str, name: str, level: Level | None, lead: tuple[int, ...], device: torch.device) -> None:
+    """A level tensor is real, on the state's device, and every dim is 1 or matches the leading dims of the state."""
+    if level is None or is_number(level):
+        return
+    if not isinstance(level, Tensor):
+        raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(level).__name__}")
+    if level.device != device and level.ndim:
+        raise ValueError(f"{op}: {name} is on {level.device} but the state is on {device}")
+    if level.is_complex():
+        raise TypeError(f"{op}: {name} is a level and must be real, got {level.dtype}")
+    shape = tuple(level.shape)
+    if len(shape) > len(lead) or any(s not in (1, n) for s, n in zip(shape, lead, strict=False)):
+        raise ValueError(f"{op}: {name} {shape} must align from the left with the leading dimensions {lead}")
+
+
+def _real(level: Tensor) -> Tensor:
+    return level if level.dtype in _checks.REAL else level.to(torch.float64)
+
+
+def cpu_level(level: Level, sample_axis: bool, keep: list[Tensor]) -> float | tuple[int, int, int, int, int]:
+    """A number, or (address, is_double, strides over sample, item, group) as the bindings take it; `keep` pins memory."""
+    if is_number(level):
+        return float(level)
+    assert isinstance(level, Tensor)
+    t = _real(level.detach())
+    if t.device.type != "cpu":
+        t = t.cpu()
+    keep.append(t)
+    strides = [0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
+    strides += [0] * (2 - len(strides))
+    over = (strides[0], strides[1], 0) if sample_axis else (0, strides[0], strides[1])
+    return (t.data_ptr(), int(t.dtype is torch.float64), *over)
+
+
+def device_level(level: Level, sample_axis: bool, device: torch.device) -> tuple[Tensor, int, int, int]:
+    """(tensor, strides over sample, item, group) for a GPU kernel; a number is filled on the device, without a copy."""
+    if is_number(level):
+        return torch.full((), float(level), dtype=torch.float64, device=device), 0, 0, 0
+    assert isinstance(level, Tensor)
+    t = _real(level.detach()).to(device, non_blocking=True)
+    strides = [0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
+    strides += [0] * (2 - len(strides))
+    return (t, strides[0], strides[1], 0) if sample_axis else (t, 0, strides[0], strides[1])
+
+
+def as_tensor(level: Level | None, device: torch.device) -> Tensor | None:
+    """What the traced op takes: numbers become 0-d float64 tensors."""
+    if level is None or isinstance(level, Tensor):
+        return level
+    return torch.full((), float(level), dtype=torch.float64, device=device)
+
+
+def int_tensor(value: int | Tensor | None, device: torch.device) -> Tensor | None:
+    """seed and step of the traced op: 64-bit patterns in int64."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    wrapped = (int(value) + 2**63) % 2**64 - 2**63
+    return torch.full((), wrapped, dtype=torch.int64, device=device)
+
+
+def to_int(value: int | Tensor | None) -> int:
+    """The unsigned 64-bit value of a seed or step on the CPU."""
+    return 0 if value is None else int(value) % 2**64

@@ -1,0 +1,179 @@
+"""One registration for every op: eager fast path, torch.library entry, autograd, forward mode, fake and vmap.
+
+Eager calls go straight to the kernel (a few microseconds). Anything that traces - torch.compile, export, fake tensors,
+dispatch modes - sees one opaque `torch.ops.semcom_fast.<stem>` node. torch.func transforms need an
+`autograd.Function` with `setup_context`; plain autograd takes the cheaper `forward(ctx, ...)` style. All three share
+the same kernel, backward and jvp.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import _backend
+
+_LIBRARY = torch.library.Library("semcom_fast", "DEF")
+_functorch_level = torch._C._functorch.maybe_current_level
+_modes_active = torch._C._len_torch_dispatch_stack
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _save(ctx: Any, args: Sequence[Any], out: Any) -> None:
+    outs = out if isinstance(out, tuple) else (out,)
+    tensors = [a for a in (*args, *outs) if isinstance(a, Tensor)]
+    ctx.n_args, ctx.n_outs = len(args), len(outs)
+    ctx.rest = [None if isinstance(a, Tensor) else (a,) for a in (*args, *outs)]
+    ctx.save_for_backward(*tensors)
+    if hasattr(ctx, "save_for_forward"):
+        ctx.save_for_forward(*tensors)
+
+
+def _restore(ctx: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    saved = iter(ctx.saved_tensors)
+    values = [next(saved) if r is None else r[0] for r in ctx.rest]
+    return values[: ctx.n_args], tuple(values[ctx.n_args :])
+
+
+class Op:
+    """A named op and everything torch wants to know about it.
+
+    kernels: backend name -> function of the schema's arguments ("reference" is required).
+    fake: shapes and dtypes of the outputs. backward(needs, args, outs, grads) -> a gradient or None per argument.
+    jvp(args, outs, tangents) -> tangent(s) of the output(s), or None when forward mode is not supported.
+    vmap(args, mapped, size) -> outputs with the mapped axis first, or None when it is not supported.
+    packet_args(args) -> the arguments as the schema wants them, where eager calls are freer (numbers as levels).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        kernels: dict[str, Callable],
+        fake: Callable,
+        backward: Callable | None = None,
+        jvp: Callable | None = None,
+        vmap: Callable | None = None,
+        packet_args: Callable | None = None,
+    ) -> None:
+        self.name, self.kernels = name, kernels
+        self._packet_args = packet_args
+        self.homes = tuple(k for k in kernels if k != "reference")
+        _LIBRARY.define(f"{name}{schema}")
+        _LIBRARY.impl(name, self.run, "CompositeExplicitAutograd")
+        qualified = f"semcom_fast::{name}"
+        torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+        self.packet = getattr(torch.ops.semcom_fast, name).default
+        self._backward, self._jvp, self._vmap = backward, jvp, vmap
+        if backward is not None:
+            torch.library.register_autograd(
+                qualified, self._backward_entry, setup_context=self._setup_entry, lib=_LIBRARY
+            )
+        if vmap is not None:
+            torch.library.register_vmap(qualified, self._vmap_entry, lib=_LIBRARY)
+        self._eager, self._functorch = self._functions()
+
+    def run(self, *args: Any) -> Any:
+        """The kernel of the selected backend, without autograd."""
+        device = next((a.device for a in args if isinstance(a, Tensor)), None) or torch.device("cpu")
+        return self.kernels[_backend.select(self.name, self.homes, device)](*args)
+
+    def __call__(self, *args: Any) -> Any:
+        """Route a call: see the module docstring."""
+        if torch.compiler.is_compiling():
+            return self._traced(args)
+        if _functorch_level() is not None:
+            return self._functorch.apply(*args)
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if _modes_active() or any(type(t) not in _PLAIN for t in tensors):
+            return self._traced(args)
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if not grad and forward_ad._current_level < 0:
+            return self.run(*args)
+        return self._eager.apply(*args)
+
+    def _traced(self, args: Any) -> Any:
+        return self.packet(*(self._packet_args(args) if self._packet_args else args))
+
+    @staticmethod
+    def _setup_entry(ctx: Any, inputs: Any, output: Any) -> None:
+        _save(ctx, inputs, output)
+
+    def _backward_entry(self, ctx: Any, *grads: Any) -> Any:
+        args, outs = _restore(ctx)
+        assert self._backward is not None
+        return tuple(self._backward(ctx.needs_input_grad, args, outs, grads))
+
+    def _vmap_entry(self, info: Any, in_dims: Any, *args: Any) -> Any:
+        assert self._vmap is not None
+        moved = [a.movedim(d, 0) if d is not None and isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
+        out = self._vmap(moved, [d is not None for d in in_dims], info.batch_size)
+        return out, (tuple(0 for _ in out) if isinstance(out, tuple) else 0)
+
+    def _functions(self) -> tuple[Any, Any]:
+        op = self
+
+        class Eager(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                out = op.run(*args)
+                _save(ctx, args, out)
+                return out
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return op._backward_entry(ctx, *grads)
+
+            @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                if op._jvp is None:
+                    raise NotImplementedError(f"semcom_fast.{op.name} has no forward-mode derivative; use reverse mode")
+                args, outs = _restore(ctx)
+                return op._jvp(args, outs, tangents)
+
+        class Functorch(Eager):
+            generate_vmap_rule = False
+
+            @staticmethod
+            def forward(*args: Any) -> Any:  # type: ignore[override]
+                return op.run(*args)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+                _save(ctx, inputs, output)
+
+            @staticmethod
+            def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+                if op._vmap is None:
+                    raise NotImplementedError(f"semcom_fast.{op.name} has no vmap rule; use its leading dimensions")
+                return op._vmap_entry(info, in_dims, *args)
+
+        Eager.__name__ = Functorch.__name__ = op.name
+        return Eager, Functorch
+
+
+def reference_vjp(fn: Callable, args: Sequence[Any], needs: Sequence[bool], grads: Sequence[Any]) -> tuple[Any, ...]:
+    """Gradients of a plain torch definition: for derivatives that are not worth a kernel. One order only."""
+    with torch.enable_grad():
+        inputs = [a.detach().requires_grad_(n) if isinstance(a, Tensor) else a for a, n in zip(args, needs, strict=True)]
+        outs = fn(*inputs)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if g is not None]
+        wanted = [a for a, n in zip(inputs, needs, strict=True) if n]
+        found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
+    return tuple(next(found) if n else None for n in needs)
+
+
+def fold(args: Sequence[Any], mapped: Sequence[bool], size: int, folds: Sequence[bool]) -> list[Any]:
+    """vmap helper: merge the mapped axis into axis 0 of the arguments marked in `folds` ([V,B,...] -> [V*B,...])."""
+    batch = max((a.shape[int(m)] for a, m, f in zip(args, mapped, folds, strict=True) if f and a is not None), default=1)
+    out = []
+    for a, m, f in zip(args, mapped, folds, strict=True):
+        if f and isinstance(a, Tensor):
+            a = a if m else a.unsqueeze(0)
+            a = a.expand(size, batch, *a.shape[2:]).reshape(size * batch, *a.shape[2:])
+        out.append(a)
+    return out

@@ -1,0 +1,101 @@
+"""Adjoint of the block-diagonal MIMO channel (matched filter)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import _blocks, _checks
+from ._arrays import array_function
+from ._register import Op, fold
+
+if TYPE_CHECKING:
+    from jaxtyping import Complex
+
+
+def _native(h: Tensor, y: Tensor, *, cuda: bool) -> Tensor:
+    h, y = _blocks.plain(h), _blocks.plain(y)
+    b, (u, k, nr, nt), t = _blocks.batch_size(h, y), h.shape[1:], y.shape[-1]
+    x = torch.empty((b, u, k, nt, t), dtype=h.dtype, device=h.device)
+    if nr == 0:
+        return x.zero_()
+    if x.numel():
+        strides = _blocks.batch_stride(h), _blocks.batch_stride(y)
+        pointers = h.data_ptr(), y.data_ptr(), x.data_ptr()
+        _blocks.launch(_NAME, cuda, h.device, _blocks.is_double(h), *pointers, *strides, (b, u, k, nr, nt, t))
+    return x
+
+
+def _reference(h: Tensor, y: Tensor) -> Tensor:
+    x = reference.blockdiag_adjoint(h, y)
+    _checks.require_finite(_NAME, "batch item", x)
+    return x
+
+
+def _fake(h: Tensor, y: Tensor) -> Tensor:
+    b = h.shape[0] if y.shape[0] == 1 else y.shape[0]
+    return h.new_empty((b, *h.shape[1:3], h.shape[4], y.shape[-1]))
+
+
+def _backward(needs, args, outs, grads):
+    from .blockdiag_apply import blockdiag_apply
+
+    (h, y), (g,) = args, grads
+    grad_h = _blocks.sum_to_batch(y.unsqueeze(1) @ g.mH, h) if needs[0] else None
+    grad_y = _blocks.sum_to_batch(blockdiag_apply(h, g), y) if needs[1] else None
+    return grad_h, grad_y
+
+
+def _jvp(args, outs, tangents):
+    (h, y), (dh, dy) = args, tangents
+    terms = [_op(a, b) for a, b in ((dh, y), (h, dy)) if a is not None and b is not None]
+    return sum(terms[1:], terms[0])
+
+
+def _vmap(args, mapped, size):
+    h, y = fold(args, mapped, size, (True, True))
+    out = _op(h, y)
+    return out.reshape(size, -1, *out.shape[1:])
+
+
+_NAME = "blockdiag_adjoint"
+_op = Op(
+    _NAME,
+    "(Tensor h, Tensor y) -> Tensor",
+    kernels={
+        "cpu": lambda h, y: _native(h, y, cuda=False),
+        "cuda": lambda h, y: _native(h, y, cuda=True),
+        "reference": _reference,
+    },
+    fake=_fake,
+    backward=_backward,
+    jvp=_jvp,
+    vmap=_vmap,
+)
+
+
+@array_function
+def blockdiag_adjoint(
+    h: "Complex[Tensor, '*batch users blocks nr nt']", y: "Complex[Tensor, '*batch blocks nr slots']"
+) -> "Complex[Tensor, '*batch users blocks nt slots']":
+    r"""Apply every user's Hermitian channel to the received blocks: the adjoint of :func:`blockdiag_apply`.
+
+    Definition: ``out[u, k] = H_k^(u)^H Y_k``, so that <Y, apply(H, X)> = <adjoint(H, Y), X>.
+
+    Args:
+        h: channels [..., U, K, Nr, Nt], complex64 or complex128.
+        y: received blocks [..., K, Nr, T], same dtype and device. Leading dimensions broadcast like torch's.
+
+    Returns:
+        [..., U, K, Nt, T].
+
+    Raises:
+        ValueError: shapes disagree (both are named), or on the CPU a result is not finite (the block is named).
+        TypeError: a real or mixed dtype.
+    """
+    _checks.same_kind(_NAME, {"h": h, "y": y}, _checks.COMPLEX)
+    _blocks.check_hy(_NAME, h, y)
+    lead = _checks.lead_shape(_NAME, _blocks.NEED, {"h": (h, 4), "y": (y, 3)})
+    x = _op(_checks.flatten_lead(h, lead, 4), _checks.flatten_lead(y, lead, 3))
+    return x if len(lead) == 1 else x.reshape(*lead, *x.shape[1:])

@@ -1,0 +1,266 @@
+"""One inner iteration of parallel variational diffusion."""
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._native import require_core
+from ..reference.levels import Level, align_left
+from . import _blocks, _checks, _levels
+from ._arrays import array_function
+from ._register import Op, reference_vjp
+
+if TYPE_CHECKING:
+    from jaxtyping import Inexact
+
+_LEVELS = ("sigma", "sigma_above", "zeta", "score_var", "next_var")
+
+
+class LevelTable(NamedTuple):
+    """The five levels as (tensor, strides over sample, item, group); next_var None means the default."""
+
+    sigma: tuple[Tensor, int, int, int]
+    sigma_above: tuple[Tensor, int, int, int]
+    zeta: tuple[Tensor, int, int, int]
+    score_var: tuple[Tensor, int, int, int]
+    next_var: tuple[Tensor, int, int, int] | None
+
+
+def _layout(mean: Tensor, sample: Tensor, levels: tuple[Any, ...]) -> tuple[int, int, int, int, bool]:
+    """(L, B, G, reals per group, score_var has the sample axis); groups exist only where a level has two dims."""
+    samples = sample.ndim > mean.ndim
+    stacked = samples and isinstance(levels[3], Tensor) and levels[3].ndim == 2
+    two = [v for i, v in enumerate(levels) if isinstance(v, Tensor) and v.ndim == 2 and not (i == 3 and stacked)]
+    b = mean.shape[0] if mean.ndim else 1
+    g = mean.shape[1] if two else 1
+    reals = math.prod(mean.shape[1:]) * (2 if mean.is_complex() else 1)
+    return (sample.shape[0] if samples else 1), b, g, reals // max(g, 1), stacked
+
+
+def _real(t: Tensor) -> Tensor:
+    t = _blocks.plain(t)
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def _drawing(noise: Tensor | None, seed: Any) -> int:
+    return 1 if noise is not None else (0 if seed is None else 2)
+
+
+def _cpu(mean, anchor, sample, denoised, score, noise, *rest):
+    *levels, seed, step, stream, first_item = rest
+    new_mean = torch.empty(mean.shape, dtype=mean.dtype)
+    new_sample = torch.empty(sample.shape, dtype=mean.dtype)
+    n_l, b, g, e, stacked = _layout(mean, sample, tuple(levels))
+    if not new_sample.numel():
+        return new_mean.copy_(mean), new_sample
+    inputs = [_blocks.plain(t) for t in (mean, anchor, sample, denoised, score)]
+    given = None if noise is None else _blocks.plain(noise)
+    keep: list[Tensor] = []
+    table = [
+        None if v is None else _levels.cpu_level(v, i == 3 and stacked, keep) for i, v in enumerate(levels)
+    ]
+    scale = math.sqrt(0.5) if mean.is_complex() else 1.0
+    key = _levels.to_int(seed), _levels.to_int(step) & 0xFFFFFFFF, stream, first_item
+    bad = require_core().cpu_pvd_update(
+        _blocks.is_double(mean), (n_l, b, g, e),
+        (*(t.data_ptr() for t in inputs), 0 if given is None else given.data_ptr()),
+        new_mean.data_ptr(), new_sample.data_ptr(), *table, _drawing(noise, seed), scale, *key,
+    )  # fmt: skip
+    if bad >= 0 and not _checks.tolerating_non_finite():
+        raise _checks.non_finite(_NAME, "item", bad)
+    return new_mean, new_sample
+
+
+def _triton(mean, anchor, sample, denoised, score, noise, *rest):
+    from ..triton import pvd_update as kernel
+
+    *levels, seed, step, stream, first_item = rest
+    n_l, b, g, e, stacked = _layout(mean, sample, tuple(levels))
+    table = LevelTable(
+        *(None if v is None else _levels.device_level(v, i == 3 and stacked, mean.device) for i, v in enumerate(levels))
+    )
+    one, many = (b, g, e), (n_l, b, g, e)
+    new_mean, new_sample = kernel.run(
+        _real(mean).reshape(one),
+        _real(anchor).reshape(one),
+        *(_real(t).reshape(many) for t in (sample, denoised, score)),
+        None if noise is None else _real(noise).reshape(many),
+        table,
+        seed,
+        step,
+        stream,
+        first_item,
+        complex_draw=mean.is_complex(),
+    )
+
+    def back(t: Tensor, like: Tensor) -> Tensor:
+        return torch.view_as_complex(t.reshape(*like.shape, 2)) if like.is_complex() else t.reshape(like.shape)
+
+    return back(new_mean, mean), back(new_sample, sample)
+
+
+def _formula(mean, anchor, sample, denoised, score, noise, *rest):
+    """The definition with the op's positional arguments."""
+    *levels, seed, step, stream, first_item = rest
+    if noise is None and seed is None:
+        noise = torch.zeros_like(sample)
+    return reference.pvd_update(
+        mean, anchor, sample, denoised, score, noise=noise, seed=seed, step=step, stream=stream, first_item=first_item,
+        **dict(zip(_LEVELS, levels, strict=True)),
+    )  # fmt: skip
+
+
+def _reference(*args):
+    new_mean, new_sample = _formula(*args)
+    _checks.require_finite(_NAME, "item", new_mean if new_mean.ndim else new_mean.reshape(1))
+    return new_mean, new_sample
+
+
+def _weights(args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """zeta, zeta*rho, zeta*D/score_var (each over L) and sqrt(next_var), broadcastable, in the real dtype."""
+    mean, sample = args[0], args[2]
+    sigma, above, zeta, score_var, next_var = args[6:11]
+    s, a, z = (align_left(v, mean.ndim, mean.device) for v in (sigma, above, zeta))
+    delta = a**2 - s**2
+    z = z / (sample.shape[0] if sample.ndim > mean.ndim else 1)
+    var = reference.default_next_var(s, a) if next_var is None else align_left(next_var, mean.ndim, mean.device)
+    from ..reference.pvd_update import _score_var
+
+    sv = _score_var(score_var, sample, sample.ndim > mean.ndim)
+    real = mean.real.dtype if mean.is_complex() else mean.dtype
+    return z.to(real), (z * delta / s**2).to(real), (z * delta / sv).to(real), var.sqrt().to(real)
+
+
+def _backward(needs, args, outs, grads):
+    mean, sample = args[0], args[2]
+    g_mean, g_sample = grads
+    stacked = sample.ndim > mean.ndim
+    total = g_mean + (g_sample.sum(0) if stacked else g_sample)
+    pull, rho, score, amp = _weights(args)
+    many = total.expand(sample.shape) if stacked else total
+    n_l = sample.shape[0] if stacked else 1
+    out = [total, pull * n_l * total, -(pull + rho) * many, rho * many, score * many, amp * g_sample if needs[5] else None]
+    levels = [None] * 5
+    if any(needs[6:11]):
+        only = [False] * 6 + list(needs[6:11]) + [False] * 4
+        levels = list(reference_vjp(_formula, args, only, grads)[6:11])
+    return *out, *levels, None, None, None, None
+
+
+def _jvp(args, outs, tangents):
+    mean, sample = args[0], args[2]
+    if any(t is not None for t in tangents[6:11]):
+        raise NotImplementedError(f"semcom_fast.{_NAME} has no forward-mode derivative in its levels; use reverse mode")
+    pull, rho, score, amp = _weights(args)
+    like = (mean, mean, sample, sample, sample, sample)
+    dm, da, ds, dd, dg, dn = (torch.zeros_like(k) if t is None else t for k, t in zip(like, tangents[:6], strict=True))
+    step = pull * (da - ds) + rho * (dd - ds) + score * dg
+    new_mean = dm + (step.sum(0) if sample.ndim > mean.ndim else step)
+    return new_mean, new_mean + amp * dn
+
+
+def _vmap(args, mapped, size):
+    """One call per mapped row, so that Philox draws are the same for every row, as a loop over rows would make them."""
+    rows = [[a[i] if m else a for a, m in zip(args, mapped, strict=True)] for i in range(size)]
+    outs = [_op(*r) for r in rows]
+    return torch.stack([o[0] for o in outs]), torch.stack([o[1] for o in outs])
+
+
+def _packet(a):
+    device = a[0].device
+    levels = [_levels.as_tensor(v, device) for v in a[6:11]]
+    return (*a[:6], *levels, _levels.int_tensor(a[11], device), _levels.int_tensor(a[12], device), *a[13:])
+
+
+_NAME = "pvd_update"
+_op = Op(
+    _NAME,
+    "(Tensor mean, Tensor anchor, Tensor sample, Tensor denoised, Tensor score, Tensor? noise, Tensor sigma, "
+    "Tensor sigma_above, Tensor zeta, Tensor score_var, Tensor? next_var, Tensor? seed, Tensor step, int stream, "
+    "int first_item) -> (Tensor, Tensor)",
+    kernels={"cpu": _cpu, "triton": _triton, "reference": _reference},
+    fake=lambda mean, anchor, sample, *rest: (mean.new_empty(mean.shape), sample.new_empty(sample.shape)),
+    backward=_backward,
+    jvp=_jvp,
+    vmap=_vmap,
+    packet_args=_packet,
+)
+
+
+def _check_shapes(mean: Tensor, many: dict[str, Tensor | None], anchor: Tensor) -> None:
+    sample = many["sample"]
+    assert sample is not None
+    ok = anchor.shape == mean.shape and sample.shape[sample.ndim - mean.ndim :] == mean.shape
+    ok = ok and sample.ndim - mean.ndim in (0, 1)
+    ok = ok and all(t is None or t.shape == sample.shape for t in many.values())
+    if not ok:
+        given = {k: t for k, t in many.items() if t is not None}
+        need = "anchor like mean; sample, denoised, score and noise all like mean or all [L, *mean.shape]"
+        raise _checks.shape_error(_NAME, need, mean=mean, anchor=anchor, **given)
+
+
+@array_function
+def pvd_update(
+    mean: "Inexact[Tensor, '*state']",
+    anchor: "Inexact[Tensor, '*state']",
+    sample: "Inexact[Tensor, '*samples_state']",
+    denoised: "Inexact[Tensor, '*samples_state']",
+    score: "Inexact[Tensor, '*samples_state']",
+    *,
+    sigma: Level,
+    sigma_above: Level,
+    zeta: Level,
+    score_var: Level = 1.0,
+    next_var: Level | None = None,
+    noise: "Inexact[Tensor, '*samples_state'] | None" = None,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    stream: int = 0,
+    first_item: int = 0,
+) -> tuple[Tensor, Tensor]:
+    r"""Move the variational mean one inner iteration and draw the next sample, fused, with Philox in the kernel.
+
+    Definition, with :math:`D = s_{j+1}^2 - s_j^2`, :math:`\rho = D/s_j^2`:
+
+    .. math:: m' = m + \zeta\,[(a - x) + \rho\,(\hat x_0 - x) + D\, g / s], \qquad x' = m' + \sqrt{\lambda}\, n.
+
+    The sign is plus: with the printed minus the iteration diverges (the expectation is taken over the variational
+    density while the score belongs to the posterior).
+
+    Args:
+        mean, anchor: m and a = the mean of the level above, [B, ...], real or complex.
+        sample, denoised, score: x, E[x_0|x] and the likelihood score g of x, like mean, or [L, *mean.shape]: then the
+            update averages over the L samples. For a complex state g is the Wirtinger score d/dx* ln p.
+        sigma, sigma_above: s_j and s_{j+1}. zeta: step size. score_var: s, divides the score; may be [L, B].
+        next_var: variance of the next draw per (complex) entry; default lambda_j = s_j^2 D/s_{j+1}^2; 0 draws nothing.
+        noise: explicit unit-variance n, like sample. Else Philox normals of (seed, step, stream + 16*l, first_item).
+        Levels, seed and step may be numbers or tensors over the leading dims ([B] or [B,U], aligned from the left).
+
+    Returns:
+        (new_mean like mean, new_sample like sample).
+
+    Raises:
+        ValueError: shapes disagree; neither noise nor seed with a non-zero next_var; on the CPU an item whose result is
+            not finite (it is named). TypeError: mixed dtypes.
+
+    Source: equations (31)-(36) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
+    """
+    many = {"sample": sample, "denoised": denoised, "score": score, "noise": noise}
+    _checks.same_kind(_NAME, {"mean": mean, "anchor": anchor, **many}, _checks.REAL + _checks.COMPLEX)
+    if not (anchor.shape == mean.shape == sample.shape == denoised.shape == score.shape and noise is None):
+        _check_shapes(mean, many, anchor)
+    lead = tuple(mean.shape[:2])
+    for name, level in zip(_LEVELS, (sigma, sigma_above, zeta, score_var, next_var), strict=True):
+        stacked = name == "score_var" and sample.ndim > mean.ndim and getattr(level, "ndim", 0) == 2
+        _levels.check(_NAME, name, level, tuple(sample.shape[:2]) if stacked else lead, mean.device)
+    for name, level in (("sigma", sigma), ("sigma_above", sigma_above), ("score_var", score_var)):
+        _checks.positive_level(_NAME, name, level)
+    if noise is None and seed is None and not (_levels.is_number(next_var) and next_var == 0):
+        raise ValueError(f"{_NAME} draws the next sample: pass noise= or seed=, or next_var=0 for no draw")
+    if _levels.is_number(next_var) and next_var == 0:
+        seed = noise = None
+    levels = (sigma, sigma_above, zeta, score_var, next_var)
+    return _op(mean, anchor, sample, denoised, score, noise, *levels, seed, step, stream, first_item)

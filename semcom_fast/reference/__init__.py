@@ -1,0 +1,26 @@
+"""The definition of every op in plain torch: slow, obvious, float64-capable.
+
+Each module mirrors one op stem and takes the arguments of the public function of that name. The twins are what the
+tests compare with and what `use_backend("reference")` runs; they are never a silent fallback.
+"""
+
+from .blockdiag_adjoint import blockdiag_adjoint
+from .blockdiag_apply import blockdiag_apply
+from .likelihood_score import LikelihoodScore, likelihood_score
+from .philox_normal import philox_normal, philox_words
+from .power_normalise import power_normalise
+from .pvd_calibrate import pvd_calibrate
+from .pvd_update import default_next_var, pvd_update
+
+__all__ = [
+    "LikelihoodScore",
+    "blockdiag_adjoint",
+    "blockdiag_apply",
+    "default_next_var",
+    "likelihood_score",
+    "philox_normal",
+    "philox_words",
+    "power_normalise",
+    "pvd_calibrate",
+    "pvd_update",
+]

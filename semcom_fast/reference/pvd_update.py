@@ -1,0 +1,64 @@
+"""Reference twin of :func:`semcom_fast.pvd_update`."""
+
+import torch
+from torch import Tensor
+
+from .levels import Level, align_left
+from .philox_normal import philox_normal
+
+
+def default_next_var(sigma, sigma_above):
+    """lambda_j = s_j^2 (s_{j+1}^2 - s_j^2)/s_{j+1}^2 of spec E3 with v0 = 0; numbers or tensors."""
+    return sigma**2 * (sigma_above**2 - sigma**2) / sigma_above**2
+
+
+def _score_var(score_var: Level, sample: Tensor, samples: bool) -> Tensor:
+    """score_var may carry the sample axis as [L,B]; without it, it aligns with the mean's leading dims."""
+    t = torch.as_tensor(score_var, device=sample.device).to(torch.float64)
+    if samples and t.ndim == 2 and t.shape == sample.shape[:2]:
+        return align_left(t, sample.ndim, sample.device)
+    return align_left(t, sample.ndim - samples, sample.device)
+
+
+def pvd_update(
+    mean: Tensor,
+    anchor: Tensor,
+    sample: Tensor,
+    denoised: Tensor,
+    score: Tensor,
+    *,
+    sigma: Level,
+    sigma_above: Level,
+    zeta: Level,
+    score_var: Level = 1.0,
+    next_var: Level | None = None,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    stream: int = 0,
+    first_item: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """One inner iteration of (34)-(36) with the plus sign, then the draw (31) of the next sample."""
+    real = mean.real.dtype
+    s, above, z = (align_left(v, mean.ndim, mean.device) for v in (sigma, sigma_above, zeta))
+    delta = above**2 - s**2
+    samples = sample.ndim > mean.ndim
+    pull = (delta / s**2).to(real) * (denoised - sample) + (anchor - sample)
+    pull = pull + (delta / _score_var(score_var, sample, samples)).to(real) * score
+    if samples:
+        pull = pull.mean(0)
+    new_mean = mean + z.to(real) * pull
+    variance = default_next_var(s, above) if next_var is None else align_left(next_var, mean.ndim, mean.device)
+    if noise is None:
+        if seed is None:
+            if isinstance(next_var, (int, float)) and next_var == 0:
+                return new_mean, new_mean.expand_as(sample).clone()
+            raise ValueError("pvd_update draws the next sample: pass noise= or seed=, or next_var=0 for no draw")
+        draw = [
+            philox_normal(
+                mean.shape, seed=seed, step=step, stream=stream + 16 * k, first_item=first_item, dtype=mean.dtype
+            ).to(mean.device)
+            for k in range(sample.shape[0] if samples else 1)
+        ]
+        noise = torch.stack(draw) if samples else draw[0]
+    return new_mean, new_mean + variance.sqrt().to(real) * noise

@@ -1,0 +1,1 @@
+"""One folder per paper: its networks, training, evaluation and demonstration."""

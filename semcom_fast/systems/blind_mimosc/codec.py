@@ -1,0 +1,135 @@
+"""Encoders of Blind-MIMOSC: digits to power-normalised complex codewords, and the decoder used in training only."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...ops import philox_normal, power_normalise
+
+MASK_STEP = 3  # of the user stream: after channels, noise and pilots
+
+
+class DigitEncoder(nn.Module):
+    """Digits d [B,U,64] -> codewords x [B,U,K,Nt,T] with |x_u|^2 = K Nt T: an MLP, then the power normaliser.
+
+    All users share one network. To be told apart (the receiver cannot re-sort them) user u > 0 then permutes its
+    symbols and turns each by a fixed random phase; both are drawn from `mask_seed` and folded into the last layer, so
+    they cost nothing. User 0 is the network as trained, whatever `users` is.
+
+    Args:
+        blocks, nt, slots: K, Nt and T; their product is the number of complex symbols, fixed by the weights.
+        users: U.
+        width: of the two hidden layers.
+        mask_seed: of the users' masks and permutations.
+
+    Source: f_u of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", eqs. (12), (44).
+    """
+
+    def __init__(
+        self,
+        blocks: int = 8,
+        nt: int = 1,
+        slots: int = 8,
+        *,
+        users: int = 1,
+        dim: int = 64,
+        width: int = 256,
+        mask_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.shape = (blocks, nt, slots)
+        self.users = users
+        self.mask_seed = mask_seed
+        self.layers = nn.ModuleList(
+            (nn.Linear(dim, width), nn.Linear(width, width), nn.Linear(width, 2 * blocks * nt * slots))
+        )
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def symbols(self) -> int:
+        """Complex symbols per user and image, m = K Nt T."""
+        return self.layers[2].out_features // 2
+
+    def _distinct(self) -> tuple[Tensor, Tensor]:
+        """Last layer of every user, weight [U,width,2m] and bias [U,1,2m]: permuted and turned."""
+        last = self.layers[2]
+        m = self.symbols
+        weight = torch.view_as_complex(last.weight.t().reshape(-1, m, 2).contiguous())
+        bias = torch.view_as_complex(last.bias.reshape(1, m, 2).contiguous())
+        weights, biases = [], []
+        for user in range(self.users):
+            w, b = weight, bias
+            if user > 0:
+                draw = philox_normal((m,), seed=self.mask_seed, step=MASK_STEP, first_item=user * m, dtype=w.dtype)
+                turn = (draw / draw.abs()).to(w.device)
+                order = philox_normal((m,), seed=self.mask_seed, step=MASK_STEP + 1, first_item=user * m).argsort()
+                order = order.to(w.device)
+                w, b = w[:, order] * turn, b[:, order] * turn
+            weights.append(torch.view_as_real(w).flatten(1))
+            biases.append(torch.view_as_real(b).flatten(1))
+        return torch.stack(weights), torch.stack(biases)
+
+    def _users_last(self) -> tuple[Tensor, Tensor]:
+        if self.training or self.layers[2].weight.requires_grad:
+            return self._distinct()
+        if self._last is None:
+            self._last = self._distinct()
+        return self._last
+
+    def forward(self, d: Tensor) -> Tensor:
+        if d.ndim != 3 or d.shape[1] != self.users:
+            raise ValueError(f"this encoder serves {self.users} user(s): need d [B,{self.users},n], got {tuple(d.shape)}")
+        first, second, last = self.layers
+        h = functional.silu(torch.addmm(first.bias, d.reshape(-1, d.shape[-1]), first.weight.t()))
+        h = functional.silu(torch.addmm(second.bias, h, second.weight.t()))
+        if self.users == 1:
+            z = torch.addmm(last.bias, h, last.weight.t())
+        else:
+            weight, bias = self._users_last()
+            z = torch.baddbmm(bias, h.view(-1, self.users, h.shape[-1]).transpose(0, 1), weight).transpose(0, 1)
+        z = torch.view_as_complex(z.reshape(-1, self.users, *self.shape, 2))
+        return power_normalise(z)[0]
+
+    def train(self, mode: bool = True) -> "DigitEncoder":
+        self._last = None
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):
+        self._last = None
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._last = None
+        return super().load_state_dict(*args, **kwargs)
+
+
+class DigitDecoder(nn.Module):
+    """Noisy codewords of one user [B,1,K,Nt,T] -> digits [B,1,64]; only training and its metrics use it."""
+
+    def __init__(self, symbols: int = 64, dim: int = 64, width: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * symbols, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(torch.view_as_real(x).flatten(2).flatten(-1))
+
+
+class RandomLinearEncoder:
+    """A random complex matrix per user, then the power normaliser: a semantic encoder without any training.
+
+    z_u = A_u d_u with A_u [m,n] of i.i.d. CN(0,1) entries, drawn from `seed`; x_u = z_u sqrt(m)/|z_u|. Acting on raw
+    pixels in [-1,1], whose mean is far from zero, it is not odd about the mean image.
+    """
+
+    def __init__(
+        self, blocks: int, nt: int, slots: int, *, users: int = 1, dim: int = 64, seed: int = 0, dtype=torch.complex64
+    ) -> None:
+        self.shape = (blocks, nt, slots)
+        matrix = philox_normal((users, dim, blocks * nt * slots), seed=seed, step=MASK_STEP, dtype=dtype)
+        self.matrix = torch.view_as_real(matrix).flatten(2)  # [U,n,2m] real
+
+    def __call__(self, d: Tensor) -> Tensor:
+        z = torch.matmul(d.unsqueeze(-2), self.matrix).squeeze(-2)  # [B,U,2m]
+        return power_normalise(torch.view_as_complex(z.unflatten(-1, (*self.shape, 2))))[0]

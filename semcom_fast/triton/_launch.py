@@ -1,0 +1,138 @@
+"""What every launch needs: the device guard, 32-bit words of Python integers, and level arguments."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..errors import BackendUnavailable
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+_LIMIT = 2**31
+
+
+class Level(NamedTuple):
+    """A level argument as a kernel reads it: one float of `tensor` per (sample, batch, group), stride 0 = shared."""
+
+    tensor: Tensor
+    stride_l: int
+    stride_b: int
+    stride_g: int
+
+
+@dataclass(frozen=True)
+class PvdLevels:
+    """The levels of one `pvd_update`; `next_var` None means s^2 (S^2 - s^2)/S^2, the Python number 0 means no draw."""
+
+    sigma: Level
+    sigma_above: Level
+    zeta: Level
+    score_var: Level
+    next_var: Level | float | None = None
+
+
+def as_level(
+    value: float | Tensor, *, device: torch.device, batch: int, groups: int = 1, samples: int | None = None
+) -> Level:
+    """A number, or a tensor over [B] or [B,G] (aligned from the left; [L,B] when `samples` is L), as a `Level`.
+
+    Numbers become a float64 0-d tensor through `torch.full`: no synchronisation, so the call can be captured. Tensors
+    are read in place, whatever their strides. Raises ValueError for a shape that does not broadcast.
+    """
+    if not isinstance(value, Tensor):
+        return Level(torch.full((), float(value), dtype=torch.float64, device=device), 0, 0, 0)
+    if value.dtype not in (torch.float32, torch.float64):
+        value = value.to(torch.float64)
+    if value.device != device:
+        if value.ndim == 0 and value.device.type == "cpu":
+            return as_level(float(value), device=device, batch=batch)
+        value = value.to(device, non_blocking=True)
+    shape = value.shape
+    if samples is not None and shape == (samples, batch):
+        return Level(value, value.stride(0), value.stride(1), 0)
+    while len(shape) > 2 and shape[-1] == 1:
+        value = value.squeeze(-1)
+        shape = value.shape
+    sizes = (batch, groups)[: len(shape)]
+    if len(shape) > 2 or any(n not in (1, size) for n, size in zip(shape, sizes, strict=True)):
+        raise ValueError(f"a level of shape {tuple(shape)} does not broadcast to the leading dims {(batch, groups)}")
+    strides = [0 if n == 1 else st for n, st in zip(shape, value.stride(), strict=True)] + [0, 0]
+    return Level(value, 0, strides[0], strides[1])
+
+
+def word(value: int) -> int:
+    """The low 32 bits as a signed int32, so that an integer argument has one type in every launch."""
+    low = int(value) & 0xFFFFFFFF
+    return low - 2**32 if low >= _LIMIT else low
+
+
+def seed_arguments(seed: int | Tensor | None) -> tuple[int | Tensor, int, bool]:
+    """(low word or device tensor, high word, whether it is a tensor): the two key words of a 64-bit seed."""
+    if isinstance(seed, Tensor):
+        return _integer_cell("seed", seed), 0, True
+    return word(seed or 0), word((seed or 0) >> 32), False
+
+
+def step_argument(step: int | Tensor) -> tuple[int | Tensor, bool]:
+    """(word or device tensor, whether it is a tensor)."""
+    return (_integer_cell("step", step), True) if isinstance(step, Tensor) else (word(step), False)
+
+
+def _integer_cell(name: str, t: Tensor) -> Tensor:
+    if t.dtype != torch.int64 or t.numel() != 1:
+        raise TypeError(f"{name} must be an int or an int64 tensor with one element, got {t.dtype} {tuple(t.shape)}")
+    return t
+
+
+def check_flag(flag: Tensor | None) -> None:
+    if flag is not None and (flag.dtype not in (torch.int32, torch.int64) or flag.numel() != 1):
+        raise TypeError(f"flag must be an int32 or int64 tensor with one element, got {flag.dtype} {tuple(flag.shape)}")
+
+
+def real_dtype(name: str, t: Tensor) -> torch.dtype:
+    if t.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64 (complex tensors go through view_as_real), got {t.dtype}")
+    return t.dtype
+
+
+def fits_32_bits(what: str, count: int) -> None:
+    """Indices inside one item are 32-bit, offsets between items 64-bit."""
+    if count >= _LIMIT:
+        raise ValueError(f"{what} is {count}; the Triton kernels index at most {_LIMIT - 1}")
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device: make it the tensors'. CPU tensors run in the interpreter only."""
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    if INTERPRETED:
+        return contextlib.nullcontext()
+    raise BackendUnavailable(
+        f"the Triton kernels need CUDA tensors, got {device}; move them to a CUDA device, or set TRITON_INTERPRET=1 "
+        "before triton is imported to run them in its interpreter"
+    )
+
+
+class Tiling(NamedTuple):
+    """How rows of `length` reals map to programs of quads; depends on the row alone, so a split batch is the same."""
+
+    vec: int  # 4, 2 or 1: largest power of two up to 4 that divides the row length; it bounds the access width
+    quads: int  # quads one program covers of one row
+    rows: int  # rows of one program, more than 1 only when a row fits into it
+    chunks: int  # programs per row
+    warps: int
+
+
+def tiling(length: int, groups: int) -> Tiling:
+    vec = math.gcd(length, 4)
+    straddle = vec != 4 and groups > 1  # a quad may then belong to two rows: both compute it, each stores its part
+    quads = -(-length // 4) + int(straddle)
+    if quads <= 64:
+        block = triton.next_power_of_2(quads)
+        return Tiling(vec, block, 128 // block, 1, 4)
+    block = 256 if quads % 256 == 0 or quads >= 2048 else 128
+    return Tiling(vec, block, 1, -(-quads // block), 4)

@@ -1,0 +1,204 @@
+"""The fused inner iteration of parallel variational diffusion: the Triton kernel of :func:`semcom_fast.pvd_update`."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import (
+    Level,
+    PvdLevels,
+    check_flag,
+    fits_32_bits,
+    on,
+    real_dtype,
+    seed_arguments,
+    step_argument,
+    tiling,
+    word,
+)
+from .philox import counter_word, flag_rows, key, normals, over_lanes, tile
+
+NO_DRAW, DRAW, EXPLICIT = 0, 1, 2
+
+
+@triton.jit
+def _level(pointer, stride_b, stride_g, b, g):
+    """One level per row, in float64."""
+    return tl.load(pointer + b.to(tl.int64) * stride_b + g.to(tl.int64) * stride_g).to(tl.float64)
+
+
+@triton.jit
+def _pull(anchor, x, denoised, score, rho, weight):
+    """(anchor - sample) + rho (denoised - sample) + weight score."""
+    return tl.fma(weight, score, tl.fma(rho, denoised - x, anchor - x))
+
+
+@triton.jit
+def _emit(
+    new_sample, noise, flag, at, mask, mean, spread, quad, b, step, item, stream, k0, k1,
+    MODE: tl.constexpr, FLAG: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """Store mean + spread * normal (Philox, explicit or none) as the sample at offset `at`."""
+    if MODE == 1:
+        value = tl.fma(spread, normals(quad, step, item, stream, k0, k1, mean.dtype == tl.float64), mean)
+    elif MODE == 2:
+        value = tl.fma(spread, tl.load(noise + at, mask=mask), mean)
+    else:
+        value = mean
+    tl.store(new_sample + at, value, mask=mask)
+    if FLAG:
+        flag_rows(flag, b, value, mask, SIZE)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "seed", "seed_high", "step", "stream", "first_item", "chunks", "rows", "groups", "length", "samples",
+        "sample_stride", "sigma_b", "sigma_g", "above_b", "above_g", "zeta_b", "zeta_g", "var_l", "var_b", "var_g",
+        "next_b", "next_g",
+    ],
+)  # fmt: skip
+def kernel(
+    mean, anchor, sample, denoised, score, noise, new_mean, new_sample, flag,
+    sigma, sigma_b, sigma_g, above, above_b, above_g, zeta, zeta_b, zeta_g,
+    score_var, var_l, var_b, var_g, next_var, next_b, next_g,
+    seed, seed_high, step, stream, first_item, chunks, rows, groups, length, samples, sample_stride: tl.int64,
+    MODE: tl.constexpr, DEFAULT_NEXT: tl.constexpr, MANY: tl.constexpr, COMPLEX: tl.constexpr, FLAG: tl.constexpr,
+    SEED_TENSOR: tl.constexpr, STEP_TENSOR: tl.constexpr, QUADS: tl.constexpr, ROWS: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    real = mean.dtype.element_ty
+    b, g, quad, offset, mask = tile(chunks, rows, groups, length, QUADS, ROWS, VEC)
+    # Every load is issued before the divisions, whose rare slow path is a branch that loads do not cross.
+    s = _level(sigma, sigma_b, sigma_g, b, g)
+    top = _level(above, above_b, above_g, b, g)
+    step_size = _level(zeta, zeta_b, zeta_g, b, g)
+    weight = _level(score_var, var_b, var_g, b, g)
+    variance = weight
+    if MODE != 0 and not DEFAULT_NEXT:
+        variance = _level(next_var, next_b, next_g, b, g)
+    a = tl.load(anchor + offset, mask=mask)
+    x = tl.load(sample + offset, mask=mask)
+    d = tl.load(denoised + offset, mask=mask)
+    grad = tl.load(score + offset, mask=mask)
+    old = tl.load(mean + offset, mask=mask)
+    # Coefficients once per row, in float64; rounded once to the state's dtype.
+    s2 = s * s
+    delta = top * top - s2
+    rho = over_lanes((delta / s2).to(real), ROWS)
+    pull = _pull(a, x, d, grad, rho, over_lanes((delta / weight).to(real), ROWS))
+    if MANY:
+        for k in range(1, samples):
+            at = offset + k * (sample_stride * VEC)
+            own = over_lanes((delta / _level(score_var + k * var_l, var_b, var_g, b, g)).to(real), ROWS)
+            x = tl.load(sample + at, mask=mask)
+            d = tl.load(denoised + at, mask=mask)
+            pull += _pull(a, x, d, tl.load(score + at, mask=mask), rho, own)
+        pull = pull / samples.to(real)
+    new = tl.fma(over_lanes(step_size.to(real), ROWS), pull, old)
+    tl.store(new_mean + offset, new, mask=mask)
+
+    spread = 0.0
+    k0, k1 = key(seed, seed_high, SEED_TENSOR)
+    count = counter_word(step, STEP_TENSOR)
+    item = b.to(tl.uint32) + first_item.to(tl.uint32)
+    lane = stream.to(tl.uint32)
+    if MODE != 0:
+        if DEFAULT_NEXT:
+            variance = s2 * delta / (top * top)
+        root = tl.sqrt(variance)
+        if COMPLEX and MODE == 1:
+            root = root * 0.70710678118654752
+        spread = over_lanes(root.to(real), ROWS)
+    SIZE: tl.constexpr = QUADS * ROWS
+    _emit(new_sample, noise, flag, offset, mask, new, spread, quad, b, count, item, lane, k0, k1, MODE, FLAG, SIZE)
+    if MANY:
+        for k in range(1, samples):
+            at = offset + k * (sample_stride * VEC)
+            lane += 16
+            _emit(new_sample, noise, flag, at, mask, new, spread, quad, b, count, item, lane, k0, k1, MODE, FLAG, SIZE)
+
+
+def _check(mean: Tensor, anchor: Tensor, samples: dict[str, Tensor | None], out: tuple[Tensor, Tensor] | None) -> None:
+    dtype = real_dtype("mean", mean)
+    shape = samples["sample"].shape if samples["sample"] is not None else ()
+    if mean.ndim != 3 or len(shape) != 4 or shape[1:] != mean.shape:
+        raise ValueError(f"pvd_update: need mean [B,G,E] and sample [L,B,G,E], got {tuple(mean.shape)} and {tuple(shape)}")
+    if shape[0] == 0:
+        raise ValueError("pvd_update: at least one sample is needed, L is 0")
+    pairs: list[tuple[str, Tensor | None, tuple[int, ...]]] = [("anchor", anchor, mean.shape)]
+    pairs += [(name, t, shape) for name, t in samples.items()]
+    if out is not None:
+        pairs += [("out[0]", out[0], mean.shape), ("out[1]", out[1], shape)]
+        if not (out[0].is_contiguous() and out[1].is_contiguous()):
+            raise ValueError("pvd_update: out must be contiguous")
+    for name, t, need in pairs:
+        if t is not None and (t.shape != need or t.dtype != dtype or t.device != mean.device):
+            raise ValueError(
+                f"pvd_update: {name} must be {dtype} {tuple(need)} on {mean.device}, "
+                f"got {t.dtype} {tuple(t.shape)} on {t.device}"
+            )
+    fits_32_bits("the number of reals of one item", mean.shape[1] * mean.shape[2])
+    fits_32_bits("the number of rows", mean.shape[0] * mean.shape[1])
+
+
+def _shared_by_samples(name: str, level: Level) -> tuple[Tensor, int, int]:
+    if level.stride_l != 0:
+        raise ValueError(f"pvd_update: {name} cannot vary over samples, only score_var can")
+    return level.tensor, level.stride_b, level.stride_g
+
+
+def run(
+    mean: Tensor,
+    anchor: Tensor,
+    sample: Tensor,
+    denoised: Tensor,
+    score: Tensor,
+    noise: Tensor | None,
+    levels: PvdLevels,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    stream: int = 0,
+    first_item: int = 0,
+    *,
+    complex_draw: bool = False,
+    flag: Tensor | None = None,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One launch: new_mean [B,G,E] and new_sample [L,B,G,E] of real views; the formula is the public function's.
+
+    mean, anchor [B,G,E] and sample, denoised, score, noise [L,B,G,E] are float32 or float64 (complex states through
+    `view_as_real`, E counting reals, with complex_draw=True: the drawn normals then carry sqrt(1/2)). `noise` None draws
+    from Philox with `seed`; without both, or with next_var the number 0, new_sample is new_mean. seed and step may be
+    int64 cells on the device. `flag`, an int32 or int64 cell the caller set to INT32_MAX, is lowered to the smallest
+    index of axis B whose new sample (hence new mean) is non-finite. `out` takes the results in place; it may alias
+    mean and sample. Raises ValueError for shapes that do not agree.
+    """
+    _check(mean, anchor, {"sample": sample, "denoised": denoised, "score": score, "noise": noise}, out)
+    check_flag(flag)
+    count, batch, groups, entries = sample.shape
+    new_mean, new_sample = out if out is not None else (mean.new_empty(mean.shape), sample.new_empty(sample.shape))
+    if sample.numel() == 0:
+        return new_mean, new_sample
+    mean, anchor, sample, denoised, score = (t.contiguous() for t in (mean, anchor, sample, denoised, score))
+    mode = NO_DRAW
+    if isinstance(levels.next_var, Level) or levels.next_var is None or levels.next_var != 0:
+        mode = EXPLICIT if noise is not None else DRAW if seed is not None else NO_DRAW
+    following = levels.next_var
+    if isinstance(following, (int, float)) and following != 0:
+        following = Level(torch.full((), following, dtype=torch.float64, device=mean.device), 0, 0, 0)
+    default = not isinstance(following, Level)
+    shape = tiling(entries, groups)
+    seed_low, seed_high, seed_tensor = seed_arguments(seed)
+    step_value, step_tensor = step_argument(step)
+    with on(mean.device):
+        kernel[(-(-batch * groups // shape.rows) * shape.chunks,)](
+            mean, anchor, sample, denoised, score, mean if noise is None else noise.contiguous(), new_mean, new_sample,
+            mean if flag is None else flag, *_shared_by_samples("sigma", levels.sigma),
+            *_shared_by_samples("sigma_above", levels.sigma_above), *_shared_by_samples("zeta", levels.zeta),
+            *levels.score_var, *_shared_by_samples("next_var", following if isinstance(following, Level) else levels.sigma),
+            seed_low, seed_high, step_value, word(stream), word(first_item), shape.chunks, batch * groups, groups,
+            entries // shape.vec, count, sample.numel() // count // shape.vec, MODE=mode, DEFAULT_NEXT=default, MANY=count > 1,
+            COMPLEX=complex_draw, FLAG=flag is not None, SEED_TENSOR=seed_tensor, STEP_TENSOR=step_tensor,
+            QUADS=shape.quads, ROWS=shape.rows, VEC=shape.vec, num_warps=shape.warps,
+        )  # fmt: skip
+    return new_mean, new_sample
