@@ -15,13 +15,20 @@ from .ops import (
     pvd_calibrate,
     pvd_update,
 )
+from .receivers import PVD, DivergedError, GaussianChannelPrior, PVDConfig, PVDLevel, PVDResult
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PVD",
     "BackendUnavailable",
+    "DivergedError",
+    "GaussianChannelPrior",
     "LikelihoodScore",
     "MissingExtra",
+    "PVDConfig",
+    "PVDLevel",
+    "PVDResult",
     "__version__",
     "blockdiag_adjoint",
     "blockdiag_apply",

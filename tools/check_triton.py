@@ -34,7 +34,20 @@ from semcom_fast.triton import _variants, philox_normal, power_normalise, pvd_ca
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
-COLUMNS = ("kernel", "dtype", "arch", "regs", "stack", "spills", "shared", "warps", "load", "store", "fp64_instr", "instr")
+COLUMNS = [
+    "kernel",
+    "dtype",
+    "arch",
+    "warps",
+    "regs",
+    "stack",
+    "spills",
+    "shared",
+    "load",
+    "store",
+    "fp64_instr",
+    "instr",
+]
 
 
 class Recorder:
@@ -92,7 +105,8 @@ def resources(compiled) -> dict[str, int]:
         f.flush()
 
         def dump(flag: str) -> str:
-            return subprocess.run([TOOLS / "cuobjdump", flag, f.name], capture_output=True, text=True, check=True).stdout
+            command = [TOOLS / "cuobjdump", flag, f.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("-res-usage"))
         code = dump("-sass")
@@ -115,6 +129,10 @@ def _width(op: str) -> int:
     return int(bits[1]) // 8 if bits and bits[1] in ("64", "128") else 4
 
 
+def _line(cells: list) -> str:
+    return f"{cells[0]:<40}" + "".join(f" {cell!s:>{max(7, len(name))}}" for cell, name in zip(cells[1:], COLUMNS[1:]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, help="write the table to this file")
@@ -131,9 +149,9 @@ def main() -> int:
             found = resources(compiled)
             row = {"kernel": name, "dtype": dtype, "arch": f"sm_{arch}", "warps": kwargs["num_warps"], **found}
             rows.append(row)
-            if not bad and len(rows) == 1:
-                print(" ".join(f"{c:>{44 if c == 'kernel' else 8}}" for c in COLUMNS))
-            print(" ".join(f"{row[c]!s:>{44 if c == 'kernel' else 8}}" for c in COLUMNS), flush=True)
+            if len(rows) == 1:
+                print(_line(COLUMNS))
+            print(_line([row[c] for c in COLUMNS]), flush=True)
             if found["stack"] or found["spills"]:
                 bad.append(f"{name} {dtype} sm_{arch}: stack {found['stack']}, {found['spills']} spill instructions")
             if options.dump:

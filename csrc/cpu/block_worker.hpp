@@ -240,8 +240,10 @@ struct block_worker {
 template <mode Mode, class T>
 void run_blocks(block_args& a) {
   a.bad = -1;
-  const int64_t work = (a.u * a.nt + 1) * (a.nr + a.t) * 24 + a.u * a.nr * a.nt * a.t;
-  const int64_t grain = work > 32768 ? 1 : 32768 / work + 1;
+  // a slice is worth a thread when it takes about 20 us; the estimate is in nanoseconds a block
+  const int64_t m = a.u * a.nt, packs = a.t / block_worker<T>::WC + 1;
+  const int64_t work = 60 + a.nr * m * packs * 3 / 2 + (a.nr + m) * a.t / 2;
+  const int64_t grain = 20000 / work + 1;
   parallel_for(a.pool, a.b * a.k, grain, [&](int64_t begin, int64_t end) {
     block_worker<T> worker(a);
     double small[2 + 62];

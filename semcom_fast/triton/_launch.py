@@ -2,8 +2,7 @@
 
 import contextlib
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import triton
@@ -24,15 +23,33 @@ class Level(NamedTuple):
     stride_g: int
 
 
-@dataclass(frozen=True)
-class PvdLevels:
+Cell = tuple[Tensor, int, int, int]
+"""What a `Level` is to a kernel: any tuple of a float32 or float64 tensor and its three strides will do."""
+
+
+class LevelFields(Protocol):
+    """The five levels of one `pvd_update`."""
+
+    @property
+    def sigma(self) -> Cell: ...
+    @property
+    def sigma_above(self) -> Cell: ...
+    @property
+    def zeta(self) -> Cell: ...
+    @property
+    def score_var(self) -> Cell: ...
+    @property
+    def next_var(self) -> Cell | float | None: ...
+
+
+class PvdLevels(NamedTuple):
     """The levels of one `pvd_update`; `next_var` None means s^2 (S^2 - s^2)/S^2, the Python number 0 means no draw."""
 
-    sigma: Level
-    sigma_above: Level
-    zeta: Level
-    score_var: Level
-    next_var: Level | float | None = None
+    sigma: Cell
+    sigma_above: Cell
+    zeta: Cell
+    score_var: Cell
+    next_var: Cell | float | None = None
 
 
 def as_level(
@@ -70,22 +87,27 @@ def word(value: int) -> int:
     return low - 2**32 if low >= _LIMIT else low
 
 
-def seed_arguments(seed: int | Tensor | None) -> tuple[int | Tensor, int, bool]:
-    """(low word or device tensor, high word, whether it is a tensor): the two key words of a 64-bit seed."""
-    if isinstance(seed, Tensor):
-        return _integer_cell("seed", seed), 0, True
-    return word(seed or 0), word((seed or 0) >> 32), False
+def seed_arguments(seed: int | Tensor | None, device: torch.device) -> tuple[int | Tensor, int, bool]:
+    """(low word or device cell, high word, whether it is a cell): the two key words of a 64-bit seed."""
+    value = _integer("seed", 0 if seed is None else seed, device)
+    return (value, 0, True) if isinstance(value, Tensor) else (word(value), word(value >> 32), False)
 
 
-def step_argument(step: int | Tensor) -> tuple[int | Tensor, bool]:
-    """(word or device tensor, whether it is a tensor)."""
-    return (_integer_cell("step", step), True) if isinstance(step, Tensor) else (word(step), False)
+def step_argument(step: int | Tensor, device: torch.device) -> tuple[int | Tensor, bool]:
+    """(word or device cell, whether it is a cell)."""
+    value = _integer("step", step, device)
+    return (value, True) if isinstance(value, Tensor) else (word(value), False)
 
 
-def _integer_cell(name: str, t: Tensor) -> Tensor:
-    if t.dtype != torch.int64 or t.numel() != 1:
-        raise TypeError(f"{name} must be an int or an int64 tensor with one element, got {t.dtype} {tuple(t.shape)}")
-    return t
+def _integer(name: str, value: int | Tensor, device: torch.device) -> int | Tensor:
+    """An int, or an int64 tensor with one element on `device`; a tensor in host memory is read without a wait."""
+    if not isinstance(value, Tensor):
+        return int(value)
+    if value.numel() != 1 or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be an int or an integer tensor with one element, got {value.dtype} {value.shape}")
+    if value.device.type == "cpu" and device.type != "cpu":
+        return int(value)
+    return value.to(device=device, dtype=torch.int64)
 
 
 def check_flag(flag: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""The launches that cover the kernels' compile-time variants: `warmup` runs them, tools/check_triton.py compiles them."""
+"""Launches that cover the kernels' compile-time variants: `warmup` runs them, tools/check_triton.py compiles them."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -23,9 +23,8 @@ def _update(
     def level(value):
         return as_level(torch.full((), value, dtype=level_dtype, device=device), device=device, batch=shape[0])
 
-    levels = PvdLevels(level(1.0), level(2.0), level(0.1), level(1.0), next_var if next_var is None else level(next_var))
-    if mode == "none":
-        levels = PvdLevels(levels.sigma, levels.sigma_above, levels.zeta, levels.score_var, 0)
+    following = 0 if mode == "none" else None if next_var is None else level(next_var)
+    levels = PvdLevels(level(1.0), level(2.0), level(0.1), level(1.0), following)
     cell = torch.zeros((), dtype=torch.int64, device=device)
     return pvd_update.run(
         state, state, sample, sample, sample, sample if mode == "noise" else None, levels,
@@ -58,7 +57,8 @@ def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32
             draw = functools.partial(philox_normal.run, 2, reals, dtype=dtype, device=device)
             yield f"philox_normal {reals}", functools.partial(draw, 1)
         cell = torch.zeros((), dtype=torch.int64, device=device)
-        yield "philox_normal 1536, cells", functools.partial(philox_normal.run, 2, 1536, cell, cell, 0, 0, dtype, device)
+        counted = functools.partial(philox_normal.run, 2, 1536, cell, cell, dtype=dtype, device=device)
+        yield "philox_normal 1536, cells", counted
         yield from _updates(dtype, device)
         for n in (24, 300, 1536, 9216, 33):
             z = torch.ones((2, n), dtype=dtype, device=device)

@@ -28,8 +28,8 @@ def words(c0, c1, c2, c3, k0, k1):
 def _minus_log32(m):
     """-ln(m/2^25) in float32, to about one unit in the last place of the result, for odd m below 2^25.
 
-    The mantissa is brought to [sqrt(1/2), sqrt(2)) and its distance t from 1 is exact: below u = 1/2 because m itself is
-    a float32, above because 2^25 - m is, so this is log1p(-(1-u)) with the exact 1-u.
+    The mantissa is brought to [sqrt(1/2), sqrt(2)) and its distance t from 1 is exact: below u = 1/2 because m itself
+    is a float32, above because 2^25 - m is, so this is log1p(-(1-u)) with the exact 1-u.
     """
     upper = m >= 0x1000000
     v = tl.where(upper, 0x2000000 - m, m).to(tl.float32)
@@ -141,7 +141,7 @@ def _pair(word_r, word_a, DOUBLE: tl.constexpr):
 
 @triton.jit
 def normals(quad, step, item, stream, k0, k1, DOUBLE: tl.constexpr):
-    """Four standard normals per quad: [T] uint32 quad indices -> [T, 4] float32 or float64. The rest broadcasts to [T]."""
+    """Four standard normals per quad: [T] uint32 quad indices -> [T, 4] float32 or float64; the rest broadcasts."""
     zero = tl.zeros_like(quad)
     w0, w1, w2, w3 = words(quad, step + zero, item + zero, stream + zero, k0, k1)
     z0, z1 = _pair(w0, w1, DOUBLE)

@@ -1,14 +1,12 @@
 """Counter-based normals on the GPU: the Triton kernel of :func:`semcom_fast.philox_normal`."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._launch import fits_32_bits, on, seed_arguments, step_argument, tiling, word
-from .philox import counter_word, key, normals, over_lanes, tile
+from .philox import counter_word, key, normals, tile
 
 
 @triton.jit(
@@ -53,7 +51,7 @@ def run(
 ) -> Tensor:
     """[items, reals] normals times `scale`; real r of row b has the counter (r//4, step, first_item + b, stream).
 
-    dtype float32 or float64. seed and step may be int64 tensors with one element on `device`, read by the kernel.
+    dtype float32 or float64. seed and step may be integer tensors with one element on `device`, read by the kernel.
     A complex caller passes twice as many reals and scale = sqrt(1/2), and views the result as complex.
     """
     if dtype not in (torch.float32, torch.float64):
@@ -65,8 +63,8 @@ def run(
     if out.numel() == 0:
         return out
     shape = tiling(reals, 1)
-    seed_low, seed_high, seed_tensor = seed_arguments(seed)
-    step_value, step_tensor = step_argument(step)
+    seed_low, seed_high, seed_tensor = seed_arguments(seed, device)
+    step_value, step_tensor = step_argument(step, device)
     with on(device):
         kernel[(-(-items // shape.rows) * shape.chunks,)](
             out, seed_low, seed_high, step_value, word(stream), word(first_item), shape.chunks, items,
@@ -74,7 +72,3 @@ def run(
             ROWS=shape.rows, VEC=shape.vec, num_warps=shape.warps,
         )  # fmt: skip
     return out
-
-
-HALF = math.sqrt(0.5)
-"""The scale of each real of a complex standard normal CN(0, 1)."""

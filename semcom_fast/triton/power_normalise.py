@@ -14,7 +14,7 @@ _LARGEST_BLOCK = 4096
 
 @triton.jit
 def _columns(start, length, BLOCK: tl.constexpr, VEC: tl.constexpr):
-    """Indices of one chunk of a row and their mask; `length` is in units of VEC reals, which bounds the access width."""
+    """Indices of one chunk of a row and their mask; `length` counts units of VEC reals, which bounds access width."""
     column = start + tl.arange(0, BLOCK)
     return column, column < length * VEC
 
@@ -81,7 +81,7 @@ def _rows(name: str, t: Tensor) -> tuple[Tensor, int, int, int, int]:
     real_dtype(name, real)
     fits_32_bits("the number of reals of a row", real.shape[1])
     block = min(max(triton.next_power_of_2(real.shape[1]), 32), _LARGEST_BLOCK)
-    return real, real.shape[1], math.gcd(real.shape[1], 4), block, max(1, min(8, block // 256))
+    return real, real.shape[1], math.gcd(real.shape[1], 4), block, max(1, min(8, block // 128))
 
 
 def run(z: Tensor, scale: float, *, flag: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Level, as_level, on, real_dtype
+from ._launch import Cell, as_level, on, real_dtype
 
 _BLOCK = 128
 
@@ -26,7 +26,7 @@ def kernel(
 
 
 def run(
-    noise_var: Level | float | Tensor,
+    noise_var: Cell | float | Tensor,
     var_h: Tensor,
     probe_x: Tensor,
     probe_y: Tensor,
@@ -37,7 +37,7 @@ def run(
     """s = noise_var + (sum_u nr var_h (x_energy + probe_x) + probe_y)/count, in float64, rounded to probe_y's dtype.
 
     var_h, probe_x [B,U] and probe_y [B] may have any strides (expanded views are read in place); noise_var is a number,
-    a tensor over [B] or a `Level`. Raises ValueError for shapes that do not agree.
+    a tensor over [B] or a (tensor, strides) tuple as `as_level` gives. Raises ValueError for shapes that do not agree.
     """
     if probe_y.ndim != 1 or var_h.ndim != 2 or var_h.shape != probe_x.shape or var_h.shape[0] != probe_y.shape[0]:
         raise ValueError(
@@ -50,11 +50,12 @@ def run(
     out = probe_y.new_empty(batch)
     if batch == 0:
         return out
-    if not isinstance(noise_var, Level):
+    if not isinstance(noise_var, tuple):
         noise_var = as_level(noise_var, device=probe_y.device, batch=batch)
+    level, _, noise_stride, _ = noise_var
     with on(probe_y.device):
         kernel[(-(-batch // _BLOCK),)](
-            noise_var.tensor, noise_var.stride_b, var_h, *var_h.stride(), probe_x, *probe_x.stride(), probe_y,
+            level, noise_stride, var_h, *var_h.stride(), probe_x, *probe_x.stride(), probe_y,
             *probe_y.stride(), out, float(x_energy), float(nr), float(count), var_h.shape[1], batch, BLOCK=_BLOCK,
             num_warps=4,
         )  # fmt: skip

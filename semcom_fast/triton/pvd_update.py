@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import (
-    Level,
-    PvdLevels,
+    LevelFields,
+    as_level,
     check_flag,
     fits_32_bits,
     on,
@@ -32,6 +32,15 @@ def _level(pointer, stride_b, stride_g, b, g):
 def _pull(anchor, x, denoised, score, rho, weight):
     """(anchor - sample) + rho (denoised - sample) + weight score."""
     return tl.fma(weight, score, tl.fma(rho, denoised - x, anchor - x))
+
+
+@triton.jit
+def _spread(variance, MODE: tl.constexpr, COMPLEX: tl.constexpr):
+    """Standard deviation of each drawn real: a complex entry splits its variance between its two reals."""
+    root = tl.sqrt(variance)
+    if MODE == 1 and COMPLEX:
+        root = root * 0.70710678118654752
+    return root
 
 
 @triton.jit
@@ -74,7 +83,7 @@ def kernel(
     step_size = _level(zeta, zeta_b, zeta_g, b, g)
     weight = _level(score_var, var_b, var_g, b, g)
     variance = weight
-    if MODE != 0 and not DEFAULT_NEXT:
+    if not DEFAULT_NEXT:
         variance = _level(next_var, next_b, next_g, b, g)
     a = tl.load(anchor + offset, mask=mask)
     x = tl.load(sample + offset, mask=mask)
@@ -85,30 +94,26 @@ def kernel(
     s2 = s * s
     delta = top * top - s2
     rho = over_lanes((delta / s2).to(real), ROWS)
+    if DEFAULT_NEXT:
+        variance = s2 * delta / (top * top)
+    spread = over_lanes(_spread(variance, MODE, COMPLEX).to(real), ROWS)
     pull = _pull(a, x, d, grad, rho, over_lanes((delta / weight).to(real), ROWS))
     if MANY:
         for k in range(1, samples):
             at = offset + k * (sample_stride * VEC)
-            own = over_lanes((delta / _level(score_var + k * var_l, var_b, var_g, b, g)).to(real), ROWS)
+            weight = _level(score_var + k * var_l, var_b, var_g, b, g)
             x = tl.load(sample + at, mask=mask)
             d = tl.load(denoised + at, mask=mask)
-            pull += _pull(a, x, d, tl.load(score + at, mask=mask), rho, own)
+            grad = tl.load(score + at, mask=mask)
+            pull += _pull(a, x, d, grad, rho, over_lanes((delta / weight).to(real), ROWS))
         pull = pull / samples.to(real)
     new = tl.fma(over_lanes(step_size.to(real), ROWS), pull, old)
     tl.store(new_mean + offset, new, mask=mask)
 
-    spread = 0.0
     k0, k1 = key(seed, seed_high, SEED_TENSOR)
     count = counter_word(step, STEP_TENSOR)
     item = b.to(tl.uint32) + first_item.to(tl.uint32)
     lane = stream.to(tl.uint32)
-    if MODE != 0:
-        if DEFAULT_NEXT:
-            variance = s2 * delta / (top * top)
-        root = tl.sqrt(variance)
-        if COMPLEX and MODE == 1:
-            root = root * 0.70710678118654752
-        spread = over_lanes(root.to(real), ROWS)
     SIZE: tl.constexpr = QUADS * ROWS
     _emit(new_sample, noise, flag, offset, mask, new, spread, quad, b, count, item, lane, k0, k1, MODE, FLAG, SIZE)
     if MANY:
@@ -122,9 +127,8 @@ def _check(mean: Tensor, anchor: Tensor, samples: dict[str, Tensor | None], out:
     dtype = real_dtype("mean", mean)
     shape = samples["sample"].shape if samples["sample"] is not None else ()
     if mean.ndim != 3 or len(shape) != 4 or shape[1:] != mean.shape:
-        raise ValueError(f"pvd_update: need mean [B,G,E] and sample [L,B,G,E], got {tuple(mean.shape)} and {tuple(shape)}")
-    if shape[0] == 0:
-        raise ValueError("pvd_update: at least one sample is needed, L is 0")
+        given = f"{tuple(mean.shape)} and {tuple(shape)}"
+        raise ValueError(f"pvd_update: need mean [B,G,E] and sample [L,B,G,E], got {given}")
     pairs: list[tuple[str, Tensor | None, tuple[int, ...]]] = [("anchor", anchor, mean.shape)]
     pairs += [(name, t, shape) for name, t in samples.items()]
     if out is not None:
@@ -141,10 +145,19 @@ def _check(mean: Tensor, anchor: Tensor, samples: dict[str, Tensor | None], out:
     fits_32_bits("the number of rows", mean.shape[0] * mean.shape[1])
 
 
-def _shared_by_samples(name: str, level: Level) -> tuple[Tensor, int, int]:
-    if level.stride_l != 0:
-        raise ValueError(f"pvd_update: {name} cannot vary over samples, only score_var can")
-    return level.tensor, level.stride_b, level.stride_g
+def _level_arguments(levels: LevelFields, mode: int, device: torch.device) -> tuple[list[Tensor | int], bool]:
+    """The kernel's level arguments in order, and whether next_var takes its default."""
+    default = mode == NO_DRAW or levels.next_var is None
+    args: list[Tensor | int] = []
+    for name in ("sigma", "sigma_above", "zeta", "score_var", "next_var"):
+        level = levels.sigma if name == "next_var" and default else getattr(levels, name)
+        if isinstance(level, (int, float)):
+            level = as_level(level, device=device, batch=1)
+        tensor, stride_l, stride_b, stride_g = level
+        args += [tensor, stride_b, stride_g] if name != "score_var" else [tensor, stride_l, stride_b, stride_g]
+        if stride_l != 0 and name != "score_var":
+            raise ValueError(f"pvd_update: {name} cannot vary over samples, only score_var can")
+    return args, default
 
 
 def run(
@@ -154,7 +167,7 @@ def run(
     denoised: Tensor,
     score: Tensor,
     noise: Tensor | None,
-    levels: PvdLevels,
+    levels: LevelFields,
     seed: int | Tensor | None = None,
     step: int | Tensor = 0,
     stream: int = 0,
@@ -167,38 +180,32 @@ def run(
     """One launch: new_mean [B,G,E] and new_sample [L,B,G,E] of real views; the formula is the public function's.
 
     mean, anchor [B,G,E] and sample, denoised, score, noise [L,B,G,E] are float32 or float64 (complex states through
-    `view_as_real`, E counting reals, with complex_draw=True: the drawn normals then carry sqrt(1/2)). `noise` None draws
-    from Philox with `seed`; without both, or with next_var the number 0, new_sample is new_mean. seed and step may be
-    int64 cells on the device. `flag`, an int32 or int64 cell the caller set to INT32_MAX, is lowered to the smallest
-    index of axis B whose new sample (hence new mean) is non-finite. `out` takes the results in place; it may alias
-    mean and sample. Raises ValueError for shapes that do not agree.
+    `view_as_real`, E counting reals, with complex_draw=True: the drawn normals then carry sqrt(1/2)). `noise` None
+    draws from Philox with `seed`; without both, or with next_var the number 0, new_sample is new_mean. seed and step
+    may be integer cells on the device. `flag`, an int32 or int64 cell the caller set to INT32_MAX, is lowered to the
+    smallest index of axis B (first_item not added) whose new sample is non-finite, which it is where the new mean is.
+    `out` takes the results in place; it may alias mean and sample. Raises ValueError for shapes that do not agree.
     """
     _check(mean, anchor, {"sample": sample, "denoised": denoised, "score": score, "noise": noise}, out)
     check_flag(flag)
     count, batch, groups, entries = sample.shape
     new_mean, new_sample = out if out is not None else (mean.new_empty(mean.shape), sample.new_empty(sample.shape))
     if sample.numel() == 0:
-        return new_mean, new_sample
+        return new_mean.copy_(mean), new_sample
     mean, anchor, sample, denoised, score = (t.contiguous() for t in (mean, anchor, sample, denoised, score))
-    mode = NO_DRAW
-    if isinstance(levels.next_var, Level) or levels.next_var is None or levels.next_var != 0:
-        mode = EXPLICIT if noise is not None else DRAW if seed is not None else NO_DRAW
-    following = levels.next_var
-    if isinstance(following, (int, float)) and following != 0:
-        following = Level(torch.full((), following, dtype=torch.float64, device=mean.device), 0, 0, 0)
-    default = not isinstance(following, Level)
+    still = (noise is None and seed is None) or (isinstance(levels.next_var, (int, float)) and levels.next_var == 0)
+    mode = NO_DRAW if still else DRAW if noise is None else EXPLICIT
+    level_args, default = _level_arguments(levels, mode, mean.device)
     shape = tiling(entries, groups)
-    seed_low, seed_high, seed_tensor = seed_arguments(seed)
-    step_value, step_tensor = step_argument(step)
+    seed_low, seed_high, seed_cell = seed_arguments(seed, mean.device)
+    step_value, step_cell = step_argument(step, mean.device)
     with on(mean.device):
         kernel[(-(-batch * groups // shape.rows) * shape.chunks,)](
             mean, anchor, sample, denoised, score, mean if noise is None else noise.contiguous(), new_mean, new_sample,
-            mean if flag is None else flag, *_shared_by_samples("sigma", levels.sigma),
-            *_shared_by_samples("sigma_above", levels.sigma_above), *_shared_by_samples("zeta", levels.zeta),
-            *levels.score_var, *_shared_by_samples("next_var", following if isinstance(following, Level) else levels.sigma),
-            seed_low, seed_high, step_value, word(stream), word(first_item), shape.chunks, batch * groups, groups,
-            entries // shape.vec, count, sample.numel() // count // shape.vec, MODE=mode, DEFAULT_NEXT=default, MANY=count > 1,
-            COMPLEX=complex_draw, FLAG=flag is not None, SEED_TENSOR=seed_tensor, STEP_TENSOR=step_tensor,
+            mean if flag is None else flag, *level_args, seed_low, seed_high, step_value, word(stream),
+            word(first_item), shape.chunks, batch * groups, groups, entries // shape.vec, count,
+            sample.numel() // count // shape.vec, MODE=mode, DEFAULT_NEXT=default, MANY=count > 1,
+            COMPLEX=complex_draw, FLAG=flag is not None, SEED_TENSOR=seed_cell, STEP_TENSOR=step_cell,
             QUADS=shape.quads, ROWS=shape.rows, VEC=shape.vec, num_warps=shape.warps,
         )  # fmt: skip
     return new_mean, new_sample

@@ -47,9 +47,7 @@ class DigitDenoiser(nn.Module):
         self.second = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(blocks))
         self.outer = nn.Linear(width, dim)
         # One vector of features of ln(sigma) shifts the bias of every layer but the last.
-        self.embed = nn.Sequential(
-            nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width * (blocks + 1))
-        )
+        self.embed = nn.Sequential(nn.Linear(2 * features, 64), nn.SiLU(), nn.Linear(64, width * (blocks + 1)))
         self.variance = VarianceTable()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(()))
@@ -64,18 +62,21 @@ class DigitDenoiser(nn.Module):
         phase = sigma.log().unsqueeze(-1) * self.frequencies
         return list(self.embed(torch.cat((phase.sin(), phase.cos()), -1)).chunk(len(self.first) + 1, -1))
 
-    def residual(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Training form: F at noisy images x [B,n] with one level per item, sigma [B]; also what F should equal's scale.
-
-        Returns (F, target weights) such that the loss mean |F - (d - mu - c_skip (x - mu))/c_out|^2 is the mean squared
-        error of the denoiser weighted by (sigma^2 + s^2)/(sigma s)^2.
-        """
+    def residual(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """F at noisy images x [B,n] with one level per item, sigma [B]: the form that training uses."""
         c_in = (sigma.square() + self.scale.square()).rsqrt().unsqueeze(-1)
         shifts = self._shifts(sigma)
         h = self.inner((x - self.mean) * c_in) + shifts[0]
         for first, second, shift in zip(self.first, self.second, shifts[1:], strict=True):
             h = h + second(functional.silu(first(h) + shift))
-        return self.outer(h), c_in
+        return self.outer(h)
+
+    def residual_target(self, x: Tensor, d: Tensor, sigma: Tensor) -> Tensor:
+        """What F should be where x = d + sigma z: of unit scale at every level."""
+        sigma = sigma.unsqueeze(-1)
+        total = sigma.square() + self.scale.square()
+        skip = self.scale.square() / total
+        return (d - self.mean - skip * (x - self.mean)) * total.sqrt() / (sigma * self.scale)
 
     def _prepare(self, sigma: Tensor) -> _Level:
         total = sigma.square() + self.scale.square()

@@ -1,0 +1,172 @@
+"""A training loop that can be stopped at any time: Ctrl-C, resume, and the result is the same to the last bit.
+
+Every step draws from a generator seeded by (seed, step), so a resumed run sees the numbers an unbroken one would. A
+checkpoint is one safetensors file, replaced atomically.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import require_extra
+
+_CHECKPOINT_SECONDS = 20.0
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted between two steps, with everything saved; the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """AdamW with a short linear warm-up, a cosine to zero, and an exponential average of the weights."""
+
+    steps: int
+    rate: float
+    weight_decay: float = 0.0
+    average: float = 0.999
+    warm_up: int = 100
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        return self.rate * min(1.0, (step + 1) / self.warm_up) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C only raises a flag; the yielded function reads it. A second Ctrl-C interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def note(signum, frame):
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Fit:
+    """Fits `model` so that `loss(model, generator)` gets small; `averaged` holds the averaged weights.
+
+    `generator` is a torch.Generator seeded for the step: the loss takes all its random numbers from it.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Callable[[Any, torch.Generator], Tensor], settings: FitSettings, path: Path
+    ) -> None:
+        self.model, self.loss, self.settings, self.path = model, loss, settings, path
+        self.averaged = copy.deepcopy(model).requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, foreach=True
+        )
+        self.step = 0
+        self.seconds = 0.0
+
+    def _one_step(self) -> float:
+        generator = torch.Generator().manual_seed(self.settings.seed * 2**32 + self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.rate_at(self.step)
+        loss = self.loss(self.model, generator)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.step += 1
+        keep = min(self.settings.average, self.step / (self.step + 9))  # a fresh average forgets the start fast
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - keep)
+        return float(loss.detach())
+
+    def run(self, label: str, progress: bool = True) -> nn.Module:
+        """Train to the last step and return the averaged model in evaluation mode; raises Stopped on Ctrl-C."""
+        bar = require_extra("tqdm", "demo").tqdm(
+            total=self.settings.steps, initial=self.step, desc=label, unit="step", disable=not progress
+        )
+        self.model.train()
+        saved = began = time.monotonic()
+        before = self.seconds
+        with bar, deferred_interrupt() as stopped:
+            while self.step < self.settings.steps:
+                loss = self._one_step()
+                self.seconds = before + time.monotonic() - began
+                bar.update()
+                if self.step % 50 == 0:
+                    bar.set_postfix(loss=f"{loss:.4f}")
+                if stopped():
+                    self.save()
+                    raise Stopped(f"stopped at step {self.step} of {self.settings.steps}; --resume goes on from there")
+                if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+        self.save()
+        return self.averaged.eval()
+
+    def _named(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in (("model", self.model), ("average", self.averaged)):
+            tensors.update({f"{prefix}/{name}": value for name, value in module.state_dict().items()})
+        for name, parameter in self.model.named_parameters():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state = self.optimiser.state.get(parameter)
+                if state:
+                    tensors[f"{moment}/{name}"] = state[moment]
+        return tensors
+
+    def _description(self) -> str:
+        return json.dumps(asdict(self.settings), sort_keys=True)
+
+    def save(self) -> None:
+        """Write the checkpoint; an interrupted write leaves the previous one in place."""
+        save_file = require_extra("safetensors.torch", "demo").save_file
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"step": str(self.step), "seconds": repr(self.seconds), "settings": self._description()}
+        partial = self.path.with_suffix(".partial")
+        save_file({k: v.contiguous() for k, v in self._named().items()}, partial, metadata=metadata)
+        os.replace(partial, self.path)
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint if there is one; False if there is none.
+
+        Raises:
+            ValueError: the checkpoint was made with other settings.
+        """
+        if not self.path.exists():
+            return False
+        with require_extra("safetensors", "demo").safe_open(self.path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata["settings"] != self._description():
+            raise ValueError(
+                f"{self.path} was made with settings {metadata['settings']}, now {self._description()}: "
+                "use the same ones, another --out, or train without --resume"
+            )
+        for prefix, module in (("model", self.model), ("average", self.averaged)):
+            module.load_state_dict({name: tensors[f"{prefix}/{name}"] for name in module.state_dict()})
+        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        for name, parameter in self.model.named_parameters():
+            if self.step:
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": tensors[f"exp_avg/{name}"],
+                    "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
+                }
+        return True
