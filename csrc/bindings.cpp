@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <vector>
+
 #include "cpu/dispatch.hpp"
 #if defined(SF_HAVE_CUDA)
 #include "cuda/launch.hpp"
@@ -100,6 +102,8 @@ void bind_cpu(py::module_& m) {
            const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs, uintptr_t energy, uintptr_t probe_x,
            uintptr_t probe_y, const sizes6& n) {
           sf::block_args a = score_args(d, inputs, strides, outputs, n);
+          std::vector<double> scratch(size_t(a.b * a.k * (2 + a.u)));
+          a.energies = scratch.data();
           const int64_t bad = run(sf::kernels().likelihood_score, a);
           d ? sum_energies<double>(a, out(energy), out(probe_x), out(probe_y))
             : sum_energies<float>(a, out(energy), out(probe_x), out(probe_y));

@@ -39,12 +39,6 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def forced() -> str | None:
-    """The backend forced by `use_backend` or the environment, if any."""
-    name = _forced.get()
-    return name if name is not None else (_known(_from_env) if _from_env else None)
-
-
 def _why_unusable(name: str, op: str, homes: tuple[str, ...], device: torch.device) -> str | None:
     """None when backend `name` can run `op` on `device`, else what is missing and how to get it."""
     if name not in homes:
@@ -66,7 +60,7 @@ def _why_unusable(name: str, op: str, homes: tuple[str, ...], device: torch.devi
 
 def select(op: str, homes: tuple[str, ...], device: torch.device) -> str:
     """The backend that runs `op` on `device`; `homes` lists the backends the op has kernels for."""
-    name = forced()
+    name = _forced.get() or (_known(_from_env) if _from_env else None)
     if name is None:
         if device.type == "cpu" and "cpu" in homes:
             return "cpu"

@@ -34,20 +34,7 @@ from semcom_fast.triton import _variants, philox_normal, power_normalise, pvd_ca
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
-COLUMNS = [
-    "kernel",
-    "dtype",
-    "arch",
-    "warps",
-    "regs",
-    "stack",
-    "spills",
-    "shared",
-    "load",
-    "store",
-    "fp64_instr",
-    "instr",
-]
+COLUMNS = ["kernel", "dtype", "arch", "warps", "regs", "stack", "spills", "shared", "load", "store", "fp64", "instr"]
 
 
 class Recorder:
@@ -119,7 +106,7 @@ def resources(compiled) -> dict[str, int]:
         "shared": compiled.metadata.shared,
         "load": max((_width(op) for op in ops if op.startswith("LDG")), default=0),
         "store": max((_width(op) for op in ops if op.startswith("STG")), default=0),
-        "fp64_instr": sum(op.startswith(("DADD", "DMUL", "DFMA", "DSETP", "MUFU.RCP64H", "MUFU.RSQ64H")) for op in ops),
+        "fp64": sum(op.startswith(("DADD", "DMUL", "DFMA", "DSETP", "MUFU.RCP64H", "MUFU.RSQ64H")) for op in ops),
         "instr": sum(op != "NOP" for op in ops),
     }
 
@@ -130,7 +117,8 @@ def _width(op: str) -> int:
 
 
 def _line(cells: list) -> str:
-    return f"{cells[0]:<40}" + "".join(f" {cell!s:>{max(7, len(name))}}" for cell, name in zip(cells[1:], COLUMNS[1:]))
+    widths = [max(7, len(name)) for name in COLUMNS[1:]]
+    return f"{cells[0]:<40}" + "".join(f" {cell!s:>{w}}" for cell, w in zip(cells[1:], widths, strict=True))
 
 
 def main() -> int:

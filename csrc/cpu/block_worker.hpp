@@ -137,7 +137,7 @@ struct block_worker {
       SF_UNROLL
       for (int c = 0; c < CT; ++c) {
         const int64_t at = 2 * (r0 + i) * a.t + c * W;
-        if (Mode != mode::apply && y) {
+        if constexpr (Mode != mode::apply) {
           const Col seen = Col::load_first(y + at, left(n, c));
           r[i][c] = Mode == mode::adjoint ? seen : seen - r[i][c];
         }

@@ -9,7 +9,7 @@ namespace sf::cuda {
 // Y = sum_u H_u X_u. A tile is 4 rows (one every `row_tiles`, so that a warp writes consecutive rows) by CT columns.
 // M > 0: the number of streams, all of X's tile in registers with its loads in flight together. M = 0: any number.
 template <class T, int M, int CT>
-struct apply_tile {
+struct apply_tiles {
   static constexpr int max_threads = 128, RT = 4;
   using Col = one_col<T>;
   blocks<T> v;
@@ -71,7 +71,7 @@ struct apply_tile {
 
 // X_u = H_u^H Y for few receive antennas. A tile is MT streams by CT columns; the thread walks down Y four rows at a time.
 template <class T, int MT, int CT>
-struct adjoint_tile_body {
+struct adjoint_tiles {
   static constexpr int max_threads = 128, RT = 4;
   using Col = one_col<T>;
   blocks<T> v;
@@ -97,12 +97,12 @@ struct adjoint_tile_body {
   SF_HD void compute(spot at, int32_t m0, int32_t col) const {
     const auto* h = v.h_of(at);
     const auto* y = v.y_of(at) + col * CT;
-    int64_t h_col[MT], x_row[MT];
+    int64_t h_col[MT];
     stream m = v.first_stream(m0);
     product<Col, true> g[MT][CT];
     SF_UNROLL
     for (int q = 0; q < MT; ++q) {
-      h_col[q] = m.h, x_row[q] = m.x;
+      h_col[q] = m.h;
       if (m0 + q + 1 < v.m) v.next(m);  // past the last stream: that one again, computed and not stored
       SF_UNROLL
       for (int c = 0; c < CT; ++c) g[q][c] = product<Col, true>::zero();
@@ -124,13 +124,15 @@ struct adjoint_tile_body {
       adjoint_tile<Col>(r, MT, h_at, sums{g});
     }
     auto* out = v.out_x_of(at) + col * CT;
+    m = v.first_stream(m0);
     SF_UNROLL
     for (int q = 0; q < MT; ++q)
       if (m0 + q < v.m) {
         wide<T, CT> w;
         SF_UNROLL
         for (int c = 0; c < CT; ++c) w.c[c] = g[q][c].value();
-        store<CT>(out + x_row[q], w);
+        store<CT>(out + m.x, w);
+        v.next(m);
       }
   }
 };

@@ -1,6 +1,6 @@
 """The Triton kernels run on a GPU where there is one, else in Triton's interpreter, in a pytest process of their own.
 
-    TRITON_INTERPRET=1 pytest python_tests/triton
+TRITON_INTERPRET=1 pytest python_tests/triton
 """
 
 import importlib.util
@@ -10,28 +10,19 @@ import sys
 import pytest
 import torch
 
-HAVE_TRITON = importlib.util.find_spec("triton") is not None
 HAVE_GPU = torch.cuda.is_available()
 if not HAVE_GPU and "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # has no effect once triton is imported
 
 
-def _missing() -> str | None:
-    if not HAVE_TRITON:
-        return "triton is not installed: pip install 'semcom-fast[triton]'"
+@pytest.fixture(autouse=True)
+def _runnable() -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed: pip install 'semcom-fast[triton]'")
     import triton
 
     if not HAVE_GPU and not triton.knobs.runtime.interpret:
-        return "no GPU, and triton was imported without TRITON_INTERPRET=1: run these tests in their own process"
-    return None
-
-
-WHY_NOT = _missing()
-collect_ignore_glob = [] if WHY_NOT is None else ["test_*.py"]
-
-
-def pytest_report_header() -> str | None:
-    return None if WHY_NOT is None else f"python_tests/triton skipped: {WHY_NOT}"
+        pytest.skip("no GPU, and triton was imported without TRITON_INTERPRET=1: run these tests in their own process")
 
 
 @pytest.fixture
@@ -40,6 +31,18 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def interpreted() -> None:
+def interpreter():
+    """Triton's interpreter module, whose arithmetic a test may replace."""
     if HAVE_GPU:
-        pytest.skip("replaces arithmetic of the interpreter; on a GPU the kernels are compiled")
+        pytest.skip("on a GPU the kernels are compiled, not interpreted")
+    from triton.runtime import interpreter
+
+    return interpreter
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

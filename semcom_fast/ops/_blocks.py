@@ -31,8 +31,11 @@ def batch_stride(t: Tensor) -> int:
 
 def batch_size(*tensors: Tensor | None) -> int:
     """The common batch of flattened operands, where 1 broadcasts and 0 wins."""
-    sizes = [t.shape[0] for t in tensors if t is not None]
-    return 0 if 0 in sizes else max(sizes)
+    size = 1
+    for t in tensors:
+        if t is not None and t.shape[0] != 1:
+            size = t.shape[0]
+    return size
 
 
 def is_double(t: Tensor) -> bool:

@@ -10,25 +10,45 @@ from torch import Tensor
 
 REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
+ANY = REAL + COMPLEX
 
 
-def same_kind(op: str, tensors: dict[str, Tensor | None], dtypes: tuple[torch.dtype, ...]) -> None:
-    """All tensors share one of `dtypes` and one device."""
+def real_dtype(t: Tensor) -> torch.dtype:
+    """float32 for complex64, float64 for complex128; a real dtype stays (cheaper than `t.real.dtype`)."""
+    return torch.float32 if t.dtype is torch.complex64 else torch.float64 if t.dtype is torch.complex128 else t.dtype
+
+
+def same_kind(op: str, dtypes: tuple[torch.dtype, ...], names: str, *tensors: Tensor | None) -> None:
+    """All tensors share one of `dtypes` and one device; `names` lists them for the message, None is skipped."""
+    first = tensors[0]
+    try:
+        dtype, device = first.dtype, first.device  # type: ignore[union-attr]
+        good = dtype in dtypes
+        for t in tensors[1:]:
+            good = good and (t is None or (t.dtype is dtype and t.device == device))
+    except AttributeError:
+        good = False
+    if not good:
+        raise _kind_error(op, dtypes, dict(zip(names.split(), tensors, strict=True)))
+
+
+def _kind_error(op: str, dtypes: tuple[torch.dtype, ...], tensors: dict[str, Tensor | None]) -> Exception:
     first_name, first = "", None
     for name, t in tensors.items():
         if t is None:
             continue
         if not isinstance(t, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
+            return TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
         if t.dtype not in dtypes:
             need = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-            raise TypeError(f"{op}: {name} is {str(t.dtype).removeprefix('torch.')} but must be {need}")
+            return TypeError(f"{op}: {name} is {str(t.dtype).removeprefix('torch.')} but must be {need}")
         if first is None:
             first_name, first = name, t
         elif t.dtype is not first.dtype:
-            raise TypeError(f"{op}: {name} is {t.dtype} but {first_name} is {first.dtype}; nothing is cast silently")
+            return TypeError(f"{op}: {name} is {t.dtype} but {first_name} is {first.dtype}; nothing is cast silently")
         elif t.device != first.device:
-            raise ValueError(f"{op}: {name} is on {t.device} but {first_name} is on {first.device}")
+            return ValueError(f"{op}: {name} is on {t.device} but {first_name} is on {first.device}")
+    return TypeError(f"{op}: {next(iter(tensors))} must be a tensor, got None")
 
 
 def shape_error(op: str, need: str, **tensors: Tensor) -> ValueError:
@@ -37,18 +57,17 @@ def shape_error(op: str, need: str, **tensors: Tensor) -> ValueError:
     return ValueError(f"{op}: need {need}; got {got}")
 
 
-def lead_shape(op: str, need: str, tensors: dict[str, tuple[Tensor, int]]) -> torch.Size:
+def lead_shape(op: str, need: str, names: str, *tensors: tuple[Tensor, int]) -> torch.Size:
     """The broadcast of the leading dims, where each tensor's last `n` dims belong to the item."""
-    for t, n in tensors.values():
-        if t.ndim < n:
-            raise shape_error(op, need, **{name: t for name, (t, _) in tensors.items()})
-    leads = [t.shape[: t.ndim - n] for t, n in tensors.values()]
-    if all(lead == leads[0] for lead in leads[1:]):
-        return leads[0]
+    leads = [t.shape[: t.ndim - n] for t, n in tensors]
+    first = leads[0]
+    if all(lead == first for lead in leads):
+        return first
     try:
         return torch.broadcast_shapes(*leads)
     except RuntimeError:
-        raise shape_error(op, f"{need} with leading dimensions that broadcast", **{k: t for k, (t, _) in tensors.items()}) from None
+        shapes = {name: t for name, (t, _) in zip(names.split(), tensors, strict=True)}
+        raise shape_error(op, f"{need} with leading dimensions that broadcast", **shapes) from None
 
 
 def flatten_lead(t: Tensor, lead: torch.Size, item_ndim: int) -> Tensor:

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad as fwd_ad
+from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 from .. import _backend
 
 _LIBRARY = torch.library.Library("semcom_fast", "DEF")
 _functorch_level = torch._C._functorch.maybe_current_level
 _modes_active = torch._C._len_torch_dispatch_stack
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _save(ctx: Any, args: Sequence[Any], out: Any) -> None:
@@ -78,20 +79,27 @@ class Op:
 
     def run(self, *args: Any) -> Any:
         """The kernel of the selected backend, without autograd."""
-        device = next((a.device for a in args if isinstance(a, Tensor)), None) or torch.device("cpu")
-        return self.kernels[_backend.select(self.name, self.homes, device)](*args)
+        for a in args:
+            if isinstance(a, Tensor):
+                return self.kernels[_backend.select(self.name, self.homes, a.device)](*args)
+        raise TypeError(f"semcom_fast.{self.name} needs at least one tensor")
 
     def __call__(self, *args: Any) -> Any:
         """Route a call: see the module docstring."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._traced(args)
         if _functorch_level() is not None:
             return self._functorch.apply(*args)
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        if _modes_active() or any(type(t) not in _PLAIN for t in tensors):
+        grad = False
+        for a in args:
+            kind = type(a)
+            if kind is Tensor or kind is Parameter:
+                grad = grad or a.requires_grad
+            elif isinstance(a, Tensor):  # a fake tensor or another subclass
+                return self._traced(args)
+        if _modes_active():
             return self._traced(args)
-        grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if not grad and forward_ad._current_level < 0:
+        if fwd_ad._current_level < 0 and not (grad and torch.is_grad_enabled()):
             return self.run(*args)
         return self._eager.apply(*args)
 

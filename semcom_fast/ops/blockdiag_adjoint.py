@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _native(h: Tensor, y: Tensor, *, cuda: bool) -> Tensor:
     h, y = _blocks.plain(h), _blocks.plain(y)
     b, (u, k, nr, nt), t = _blocks.batch_size(h, y), h.shape[1:], y.shape[-1]
-    x = torch.empty((b, u, k, nt, t), dtype=h.dtype, device=h.device)
+    x = h.new_empty((b, u, k, nt, t))
     if nr == 0:
         return x.zero_()
     if x.numel():
@@ -94,8 +94,11 @@ def blockdiag_adjoint(
         ValueError: shapes disagree (both are named), or on the CPU a result is not finite (the block is named).
         TypeError: a real or mixed dtype.
     """
-    _checks.same_kind(_NAME, {"h": h, "y": y}, _checks.COMPLEX)
+    _checks.same_kind(_NAME, _checks.COMPLEX, "h y", h, y)
+    hs, ys = h.shape, y.shape
+    if len(hs) == 5 and len(ys) == 4 and hs[0] == ys[0] and hs[2:4] == ys[1:3]:
+        return _op(h, y)
     _blocks.check_hy(_NAME, h, y)
-    lead = _checks.lead_shape(_NAME, _blocks.NEED, {"h": (h, 4), "y": (y, 3)})
+    lead = _checks.lead_shape(_NAME, _blocks.NEED, "h y", (h, 4), (y, 3))
     x = _op(_checks.flatten_lead(h, lead, 4), _checks.flatten_lead(y, lead, 3))
     return x if len(lead) == 1 else x.reshape(*lead, *x.shape[1:])

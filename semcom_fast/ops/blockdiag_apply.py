@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _native(h: Tensor, x: Tensor, *, cuda: bool) -> Tensor:
     h, x = _blocks.plain(h), _blocks.plain(x)
     b, (u, k, nr, nt), t = _blocks.batch_size(h, x), h.shape[1:], x.shape[-1]
-    y = torch.empty((b, k, nr, t), dtype=h.dtype, device=h.device)
+    y = h.new_empty((b, k, nr, t))
     if u * nt == 0:
         return y.zero_()
     if y.numel():
@@ -98,8 +98,11 @@ def blockdiag_apply(
 
     Source: equations (1), (2) and (45) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
-    _checks.same_kind(_NAME, {"h": h, "x": x}, _checks.COMPLEX)
+    _checks.same_kind(_NAME, _checks.COMPLEX, "h x", h, x)
+    hs, xs = h.shape, x.shape
+    if len(hs) == len(xs) == 5 and hs[:3] == xs[:3] and hs[4] == xs[3]:
+        return _op(h, x)
     _blocks.check_hx(_NAME, h, x)
-    lead = _checks.lead_shape(_NAME, _blocks.NEED, {"h": (h, 4), "x": (x, 4)})
+    lead = _checks.lead_shape(_NAME, _blocks.NEED, "h x", (h, 4), (x, 4))
     y = _op(_checks.flatten_lead(h, lead, 4), _checks.flatten_lead(x, lead, 4))
     return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])

@@ -17,19 +17,15 @@ from .blockdiag_apply import blockdiag_apply
 if TYPE_CHECKING:
     from jaxtyping import Complex
 
-_Args = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
-
-
 def _outputs(y: Tensor, h: Tensor, x: Tensor, probe: Tensor | None) -> tuple[Tensor, ...]:
     b, u = _blocks.batch_size(y, h, x, probe), h.shape[1]
-    real = y.real.dtype
-    probed = 0 if probe is None else b
+    energy = y.new_empty(b, dtype=_checks.real_dtype(y))
     return (
-        torch.empty((b, *h.shape[1:]), dtype=y.dtype, device=y.device),
-        torch.empty((b, *x.shape[1:]), dtype=y.dtype, device=y.device),
-        torch.empty(b, dtype=real, device=y.device),
-        torch.empty((probed, u), dtype=real, device=y.device),
-        torch.empty(probed, dtype=real, device=y.device),
+        torch.empty_like(h) if h.shape[0] == b else h.new_empty((b, *h.shape[1:])),
+        torch.empty_like(x) if x.shape[0] == b else x.new_empty((b, *x.shape[1:])),
+        energy,
+        energy.new_empty((0 if probe is None else b, u)),
+        energy.new_empty(0) if probe is None else torch.empty_like(energy),
     )
 
 
@@ -45,7 +41,7 @@ def _native(y: Tensor, h: Tensor, x: Tensor, noise_var: Tensor | None, probe: Te
     given = (y, h, x, noise_var, probe)
     pointers = tuple(0 if v is None else v.data_ptr() for v in given)
     strides = tuple(0 if v is None else _blocks.batch_stride(v) for v in given)
-    scratch = torch.empty((sizes[0] * k, 2 + u), dtype=torch.float64, device=y.device)
+    scratch = torch.empty((sizes[0] * k, 2 + u), dtype=torch.float64, device=y.device) if cuda else None
     _blocks.launch(
         _NAME,
         cuda,
@@ -53,7 +49,7 @@ def _native(y: Tensor, h: Tensor, x: Tensor, noise_var: Tensor | None, probe: Te
         _blocks.is_double(y),
         pointers,
         strides,
-        (outs[0].data_ptr(), outs[1].data_ptr(), scratch.data_ptr()),
+        (outs[0].data_ptr(), outs[1].data_ptr(), 0 if scratch is None else scratch.data_ptr()),
         *(o.data_ptr() for o in outs[2:]),
         sizes,
     )
@@ -164,6 +160,21 @@ def _noise_levels(noise_var: Level, y: Tensor, lead: torch.Size) -> Tensor | Non
     return level.reshape(level.shape + (1,) * (len(lead) - level.ndim)).expand(lead).reshape(-1)
 
 
+def _broadcast(y: Tensor, h: Tensor, x: Tensor, probe: Tensor | None) -> tuple[torch.Size, tuple[Tensor | None, ...]]:
+    """The leading dims and the operands with one flat batch axis; errors name every shape."""
+    _blocks.check_hx(_NAME, h, x)
+    _blocks.check_hy(_NAME, h, y)
+    if x.shape[-1] != y.shape[-1]:
+        raise _checks.shape_error(_NAME, _blocks.NEED, y=y, h=h, x=x)
+    if probe is not None and probe.shape[-4:] != x.shape[-4:]:
+        raise _checks.shape_error(_NAME, "probe shaped like x", x=x, probe=probe)
+    given = [("y", y, 3), ("h", h, 4), ("x", x, 4)] + ([] if probe is None else [("probe", probe, 4)])
+    names = " ".join(n for n, _, _ in given)
+    lead = _checks.lead_shape(_NAME, _blocks.NEED, names, *((t, n) for _, t, n in given))
+    flat = [_checks.flatten_lead(t, lead, n) for _, t, n in given]
+    return lead, (*flat, None) if probe is None else tuple(flat)
+
+
 @array_function
 def likelihood_score(
     y: "Complex[Tensor, '*batch blocks nr slots']",
@@ -199,20 +210,14 @@ def likelihood_score(
 
     Source: equations (36), (42) and (43) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
-    _checks.same_kind(_NAME, {"y": y, "h": h, "x": x, "probe": probe}, _checks.COMPLEX)
-    _blocks.check_hx(_NAME, h, x)
-    _blocks.check_hy(_NAME, h, y)
-    parts = {"y": (y, 3), "h": (h, 4), "x": (x, 4)}
-    if x.shape[-1] != y.shape[-1]:
-        raise _checks.shape_error(_NAME, _blocks.NEED, y=y, h=h, x=x)
-    if probe is not None:
-        if probe.shape[-4:] != x.shape[-4:]:
-            raise _checks.shape_error(_NAME, "probe shaped like x", x=x, probe=probe)
-        parts["probe"] = (probe, 4)
-    lead = _checks.lead_shape(_NAME, _blocks.NEED, parts)
-    flat = [_checks.flatten_lead(t, lead, n) for t, n in parts.values()]
-    level = _noise_levels(noise_var, y, lead)
-    score_h, score_x, energy, probe_x, probe_y = _op(*flat[:3], level, None if probe is None else flat[3])
+    _checks.same_kind(_NAME, _checks.COMPLEX, "y h x probe", y, h, x, probe)
+    ys, hs, xs = y.shape, h.shape, x.shape
+    plain_batch = len(ys) == 4 and len(hs) == len(xs) == 5 and hs[:3] == xs[:3] and hs[4] == xs[3] and ys[3] == xs[4]
+    if plain_batch and ys[0] == hs[0] and ys[1:3] == hs[2:4] and (probe is None or probe.shape == xs):
+        lead, flat = ys[:1], (y, h, x, probe)
+    else:
+        lead, flat = _broadcast(y, h, x, probe)
+    score_h, score_x, energy, probe_x, probe_y = _op(*flat[:3], _noise_levels(noise_var, y, lead), flat[3])
     if len(lead) != 1:
         score_h, score_x = score_h.reshape(*lead, *score_h.shape[1:]), score_x.reshape(*lead, *score_x.shape[1:])
         energy = energy.reshape(lead)

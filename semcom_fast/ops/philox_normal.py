@@ -93,7 +93,7 @@ def philox_normal(
         Tensor of `shape`. The 32-bit words are equal on every back end and thread count; float32 normals agree with
         float64 to 2e-6 absolute, element by element.
     """
-    if dtype not in _checks.REAL + _checks.COMPLEX:
+    if dtype not in _checks.ANY:
         raise TypeError(f"{_NAME}: dtype must be float32, float64, complex64 or complex128, got {dtype}")
     if first_item < 0 or stream < 0:
         raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")

@@ -160,7 +160,7 @@ def power_normalise(
 
     Source: the power constraint (12b) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
-    _checks.same_kind(_NAME, {"z": z}, _checks.REAL + _checks.COMPLEX)
+    _checks.same_kind(_NAME, _checks.ANY, "z", z)
     _checks.positive_level(_NAME, "power", power)
     if not 1 <= dims <= z.ndim:
         raise ValueError(f"{_NAME}: dims={dims} does not fit z of shape {tuple(z.shape)}")

@@ -104,7 +104,7 @@ def pvd_calibrate(
 
     Source: equation (42) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", taken at inference.
     """
-    _checks.same_kind(_NAME, {"probe_y": probe_y, "probe_x": probe_x, "var_h": var_h}, _checks.REAL)
+    _checks.same_kind(_NAME, _checks.REAL, "probe_y probe_x var_h", probe_y, probe_x, var_h)
     if probe_x.ndim != 2 or var_h.shape != probe_x.shape or probe_y.shape != probe_x.shape[:1]:
         need = "var_h [B,U], probe_x [B,U], probe_y [B]"
         raise _checks.shape_error(_NAME, need, var_h=var_h, probe_x=probe_x, probe_y=probe_y)

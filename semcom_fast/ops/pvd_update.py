@@ -248,10 +248,10 @@ def pvd_update(
 
     Source: equations (31)-(36) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
-    many = {"sample": sample, "denoised": denoised, "score": score, "noise": noise}
-    _checks.same_kind(_NAME, {"mean": mean, "anchor": anchor, **many}, _checks.REAL + _checks.COMPLEX)
+    names = "mean anchor sample denoised score noise"
+    _checks.same_kind(_NAME, _checks.ANY, names, mean, anchor, sample, denoised, score, noise)
     if not (anchor.shape == mean.shape == sample.shape == denoised.shape == score.shape and noise is None):
-        _check_shapes(mean, many, anchor)
+        _check_shapes(mean, {"sample": sample, "denoised": denoised, "score": score, "noise": noise}, anchor)
     lead = tuple(mean.shape[:2])
     for name, level in zip(_LEVELS, (sigma, sigma_above, zeta, score_var, next_var), strict=True):
         stacked = name == "score_var" and sample.ndim > mean.ndim and getattr(level, "ndim", 0) == 2

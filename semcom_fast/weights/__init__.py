@@ -36,6 +36,7 @@ def save(name: str, folder: Path, tensors: dict[str, Tensor], card: dict[str, An
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
     require_extra("safetensors.torch", "demo").save_file(contiguous, folder / f"{name}.safetensors")
+    (folder / f"{name}.safetensors").chmod(0o644)  # the writer makes it private
     (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,11 +51,18 @@ def _pick(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def denoiser_loss(images: Tensor) -> Callable[[DigitDenoiser, torch.Generator], Tensor]:
-    """Denoising error at ln sigma ~ N(-1, 1.5^2), weighted by (sigma^2 + s^2)/(sigma s)^2: unit scale at every level."""
+    """Denoising error weighted by (sigma^2 + s^2)/(sigma s)^2, which has unit scale at every level.
+
+    Nine draws in ten are ln sigma ~ N(-1, 1.5^2), where there is something to learn; the rest cover the whole schedule
+    evenly, so that no level the receiver visits is left out.
+    """
+    low, high = math.log(0.005), math.log(150.0)
 
     def loss(model: DigitDenoiser, generator: torch.Generator) -> Tensor:
         d = _pick(images, generator)
-        sigma = (1.5 * torch.randn(BATCH, generator=generator) - 1.0).exp()
+        centre = 1.5 * torch.randn(BATCH, generator=generator) - 1.0
+        wide = low + (high - low) * torch.rand(BATCH, generator=generator)
+        sigma = torch.where(torch.rand(BATCH, generator=generator) < 0.1, wide, centre).exp()
         x = d + sigma.unsqueeze(-1) * torch.randn(d.shape, generator=generator)
         return (model.residual(x, sigma) - model.residual_target(x, d, sigma)).square().mean()
 
@@ -151,7 +159,7 @@ def train_denoiser(session: Session, digits: DigitSplit) -> dict[str, Any]:
         f"{len(digits.test)} held out for the metrics"
     )
     what = "EDM residual MLP denoiser of 8x8 digits, with its posterior variance as a table over sigma"
-    loss = {"loss": "EDM-weighted denoising error, ln sigma ~ N(-1, 1.5^2)"}
+    loss = {"loss": "EDM-weighted denoising error; ln sigma 90 % N(-1, 1.5^2), 10 % uniform over 0.005..150"}
     card = _card(DENOISER, what, settings, fit, data, loss, metrics)
     weights.save(DENOISER, session.out, _rounded(best), card)
     return card

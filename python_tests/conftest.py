@@ -1,0 +1,37 @@
+"""Shared fixtures: one thread per test, fresh golden values, and a summary of worst errors against their bounds."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "support"))
+
+import sf_testing  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Machines that test are shared; tests of threading set their own count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """Exact inputs and outputs, computed by an independent program in double precision."""
+    with np.load(HERE / "golden" / "pvd.npz") as file:
+        return {k: torch.from_numpy(np.asarray(v)) for k, v in file.items() if v.dtype.kind in "fci"}
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not sf_testing.worst:
+        return
+    terminalreporter.section("worst errors against their bounds")
+    for label, (ratio, error, bound) in sorted(sf_testing.worst.items()):
+        terminalreporter.write_line(f"{label:<52} {error:9.2e} of {bound:9.2e}  ({100 * ratio:5.1f} %)")
