@@ -56,6 +56,7 @@ struct pack_cols {
   friend SF_HD pack_cols operator+(pack_cols a, pack_cols b) { return {a.v + b.v}; }
   friend SF_HD pack_cols operator-(pack_cols a, pack_cols b) { return {a.v - b.v}; }
   friend SF_HD pack_cols operator*(pack_cols a, T s) { return {a.v * pack<T, W>(s)}; }
+  friend SF_HD pack_cols conjugate(pack_cols a) { return {pack<T, W>(T(0)) - a.v * turn_signs<T, W>()}; }
 };
 
 // The complex product costs two FMAs a column pack: real and imaginary parts of the scalar are accumulated apart, and
@@ -73,11 +74,20 @@ struct product<pack_cols<T, W>, Conj> {
     return {Conj ? a - turned : a + turned};
   }
 };
+
+// sum over the columns of r conj(x): two real dot products against x and i x.
+template <class T, int W, int CT>
+SF_HD scalar2<T> inner_columns(const pack_cols<T, W> (&r)[CT], const pack_cols<T, W> (&x)[CT]) {
+  pack<T, W> re = r[0].v * x[0].v, im = r[0].v * swap_pairs(x[0].v);
+  SF_UNROLL
+  for (int c = 1; c < CT; ++c) re = re + r[c].v * x[c].v, im = im + r[c].v * swap_pairs(x[c].v);
+  return {re.sum(), (im * turn_signs<T, W>()).sum()};
+}
 #endif
 
-// p[i][c] += sum_{m<n} a(i, m) * b(m, c): a tile of RT rows and CT column packs. `a` yields scalar2, `b` yields Col.
-template <class Col, int RT, int CT, class A, class B>
-SF_HD void multiply_tile(product<Col, false> (&p)[RT][CT], int64_t n, const A& a, const B& b) {
+// p[i][c] += sum_{m<n} a(i, m) * b(m, c), with conj(a) for a conjugating product: a tile of RT rows and CT column packs. `a` yields scalar2, `b` yields Col.
+template <class Col, bool Conj, int RT, int CT, class A, class B>
+SF_HD void multiply_tile(product<Col, Conj> (&p)[RT][CT], int64_t n, const A& a, const B& b) {
   for (int64_t m = 0; m < n; ++m) {
     Col x[CT];
     SF_UNROLL

@@ -70,14 +70,33 @@ struct pack {
 #endif
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }
-  SF_HD T sum() const {  // fixed tree order: the result does not depend on anything but the lanes
-    T t[W];
-    store(t);
-    for (int n = W / 2; n > 0; n /= 2)
-      for (int i = 0; i < n; ++i) t[i] += t[i + n];
-    return t[0];
-  }
+  SF_HD T sum() const;  // fixed tree order: halves are added until one lane is left
 };
+
+template <class T>
+SF_HD T sum_lanes(pack<T, 2> a) {
+  return a.v[0] + a.v[1];
+}
+template <class T>
+SF_HD T sum_lanes(pack<T, 4> a) {
+  using H = pack<T, 2>;
+  return sum_lanes(H(__builtin_shufflevector(a.v, a.v, 0, 1)) + H(__builtin_shufflevector(a.v, a.v, 2, 3)));
+}
+template <class T>
+SF_HD T sum_lanes(pack<T, 8> a) {
+  using H = pack<T, 4>;
+  return sum_lanes(H(__builtin_shufflevector(a.v, a.v, 0, 1, 2, 3)) + H(__builtin_shufflevector(a.v, a.v, 4, 5, 6, 7)));
+}
+template <class T>
+SF_HD T sum_lanes(pack<T, 16> a) {
+  using H = pack<T, 8>;
+  return sum_lanes(H(__builtin_shufflevector(a.v, a.v, 0, 1, 2, 3, 4, 5, 6, 7)) +
+                   H(__builtin_shufflevector(a.v, a.v, 8, 9, 10, 11, 12, 13, 14, 15)));
+}
+template <class T, int W>
+SF_HD T pack<T, W>::sum() const {
+  return sum_lanes(*this);
+}
 
 // Swap the two reals of every complex pair.
 template <class T>
@@ -145,9 +164,12 @@ SF_HD double square_sum(const float* p, int64_t n) {
       D v(__builtin_convertvector(*reinterpret_cast<const H*>(p + j + q * W), typename D::V));
       acc[q] = acc[q] + v * v;
     }
-  double tail = 0;
-  for (; j < n; ++j) tail += double(p[j]) * double(p[j]);
-  return (acc[0] + acc[1]).sum() + tail;
+  for (; j < n; j += W) {
+    const auto first = pack<float, W>::load_first(p + j, n - j < W ? int(n - j) : W);
+    D v(__builtin_convertvector(first.v, typename D::V));
+    acc[0] = acc[0] + v * v;
+  }
+  return (acc[0] + acc[1]).sum();
 }
 #endif  // !__CUDA_ARCH__
 

@@ -6,8 +6,8 @@
 // side (M = U*Nt rows, zero-padded to whole packs); per tile follow
 //   R = Y - H X       multiply_tile over m            (residual)
 //   GX += H^H R       adjoint_tile, kept as product   (score_x)
-//   GH += R X^H       multiply_tile over slots, lanes along m, against the packed conj(X)^T   (score_h)
-// so every flop is an FMA on full packs and no horizontal sum is needed.
+//   GH += R X^H       multiply_tile over slots, lanes along m, against the packed X^T          (score_h)
+// so every flop is an FMA on full packs and no horizontal sum is needed (inner_tile serves fewer than four streams).
 #pragma once
 #include <stdlib.h>
 
@@ -23,6 +23,7 @@ enum class mode { apply, adjoint, score };
 template <class T>
 struct block_worker {
   static constexpr int W = native_width<T>, WC = W / 2, max_ct = 3;
+  static constexpr int outer_from = WC < 4 ? WC : 4;  // streams from which lanes along m beat horizontal sums
 #if defined(__AVX512F__) || defined(__aarch64__)
   static constexpr int max_rt = 4;  // 24 accumulators of 32 registers
 #else
@@ -34,7 +35,7 @@ struct block_worker {
 
   const block_args& a;
   int64_t M, MV;        // streams, and packs that hold them
-  T *xs, *xt, *hs, *gh;  // packed X [M][CT*W], conj(X)^T [slots][MV*W], H [Nr][2M] (U > 1), GH [Nr][MV*W]
+  T *xs, *xt, *hs, *gh;  // packed X [M][CT*W], X^T [slots][MV*W], H [Nr][2M] (U > 1), GH [Nr][MV*W]
   T* gx;                // GX accumulators [M][CT][2*W]
   T* rs;                // one tile of R [max_rt][CT*W]
   void* memory;
@@ -51,6 +52,7 @@ struct block_worker {
     };
     xs = take(M * row), xt = take(max_ct * WC * MV * W), hs = take(2 * M * a.nr), gh = take(a.nr * MV * W);
     gx = take(2 * M * row), rs = take(max_rt * row);
+    for (int64_t j = 0; j < max_ct * WC * MV * W; ++j) xt[j] = T(0);  // lanes past M stay zero
   }
   ~block_worker() { free(memory); }
 
@@ -83,25 +85,23 @@ struct block_worker {
   }
   static int left(int n, int c) { return n - c * WC < WC ? n - c * WC : WC; }
 
-  // conj(X)^T with the streams along the lanes; lanes past M are zero
+  // X^T with the streams along the lanes
   template <int CT>
   void transpose_x(int n) {
-    for (int s = 0; s < n; ++s) {
-      T* row = xt + s * MV * W;
-      for (int64_t m = 0; m < M; ++m) row[2 * m] = xs[m * CT * W + 2 * s], row[2 * m + 1] = -xs[m * CT * W + 2 * s + 1];
-      for (int64_t j = 2 * M; j < MV * W; ++j) row[j] = T(0);
-    }
+    using pair = pack<T, 2>;
+    for (int64_t m = 0; m < M; ++m)
+      for (int s = 0; s < n; ++s) pair::load(xs + m * CT * W + 2 * s).store(xt + s * MV * W + 2 * m);
   }
 
-  // GH rows of one tile: lanes run over streams, the sum over the chunk's slots.
+  // GH rows of one tile: lanes run over streams, the sum over the chunk's slots. R X^H = conj(conj(R) X^T).
   template <int RT, int VT>
   void outer_tile(int64_t r0, int64_t v0, int row, int n, bool first) {
-    Fwd q[RT][VT];
+    Adj q[RT][VT];
     SF_UNROLL
     for (int i = 0; i < RT; ++i)
       SF_UNROLL
-      for (int c = 0; c < VT; ++c) q[i][c] = Fwd::zero();
-    multiply_tile<Col>(
+      for (int c = 0; c < VT; ++c) q[i][c] = Adj::zero();
+    multiply_tile(
         q, n, [&](int i, int64_t s) SF_LAMBDA { return scalar2<T>{rs[i * row + 2 * s], rs[i * row + 2 * s + 1]}; },
         [&](int64_t s, int c) SF_LAMBDA { return Col::load(xt + (s * MV + v0 + c) * W); });
     SF_UNROLL
@@ -109,9 +109,26 @@ struct block_worker {
       SF_UNROLL
       for (int c = 0; c < VT; ++c) {
         T* out = gh + ((r0 + i) * MV + v0 + c) * W;
-        const Col g = q[i][c].value();
+        const Col g = conjugate(q[i][c].value());
         (first ? g : Col::load(out) + g).store(out);
       }
+  }
+
+  // The same rows for few streams, where lanes along m would stay empty: horizontal sums over the slots.
+  template <int RT, int CT>
+  void inner_tile(const Col (&r)[RT][CT], int64_t r0, bool first) {
+    for (int64_t m = 0; m < M; ++m) {
+      Col x[CT];
+      SF_UNROLL
+      for (int c = 0; c < CT; ++c) x[c] = Col::load(xs + (m * CT + c) * W);
+      SF_UNROLL
+      for (int i = 0; i < RT; ++i) {
+        const scalar2<T> g = inner_columns(r[i], x);
+        T* out = gh + (r0 + i) * MV * W + 2 * m;
+        out[0] = first ? g.re : out[0] + g.re;
+        out[1] = first ? g.im : out[1] + g.im;
+      }
+    }
   }
 
   template <mode Mode, int RT, int CT>
@@ -126,7 +143,7 @@ struct block_worker {
       for (int i = 0; i < RT; ++i)
         SF_UNROLL
         for (int c = 0; c < CT; ++c) p[i][c] = Fwd::zero();
-      multiply_tile<Col>(p, M, h_at, [&](int64_t m, int c) SF_LAMBDA { return Col::load(xs + (m * CT + c) * W); });
+      multiply_tile(p, M, h_at, [&](int64_t m, int c) SF_LAMBDA { return Col::load(xs + (m * CT + c) * W); });
       SF_UNROLL
       for (int i = 0; i < RT; ++i)
         SF_UNROLL
@@ -161,6 +178,7 @@ struct block_worker {
       adjoint_tile<Col>(r, M, h_at, acc);
     }
     if constexpr (Mode == mode::score) {
+      if (M < outer_from) return inner_tile<RT, CT>(r, r0, first_chunk);
       int64_t v = 0;
       for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r0, v, CT * W, n, first_chunk);
       if (v < MV) outer_tile<RT, 1>(r0, v, CT * W, n, first_chunk);
@@ -175,30 +193,39 @@ struct block_worker {
     for (; r < a.nr; ++r) row_tile<Mode, 1, CT>(h, y, out_y, r, n, r == 0, first_chunk, energy);
   }
 
+  // Also adds 0 or NaN to `check`: the adjoint has no residual whose energy would show a bad channel.
   template <int CT>
-  void store_gx(int64_t b, int64_t k, int64_t t0, int n, T scale) {
+  void store_gx(int64_t b, int64_t k, int64_t t0, int n, T scale, double& check) {
+    Col seen = Col::zero();
     for (int64_t u = 0; u < a.u; ++u) {
       T* dst = const_cast<T*>(x_of(a, a.out_x, a.u * a.k * a.nt * a.t, b, u, k)) + 2 * t0;
       for (int64_t m = 0; m < a.nt; ++m)
         for (int c = 0; c < CT; ++c) {
           const T* p = gx + ((u * a.nt + m) * CT + c) * 2 * W;
           const Adj q{pack<T, W>::load(p), pack<T, W>::load(p + W)};
-          (q.value() * scale).store_first(dst + 2 * m * a.t + c * W, left(n, c));
+          const Col v = q.value() * scale;
+          v.store_first(dst + 2 * m * a.t + c * W, left(n, c));
+          seen = seen + (v - v);
         }
     }
+    check += double(seen.v.sum());
   }
 
-  void store_gh(int64_t b, int64_t k, T scale) {
+  void store_gh(int64_t b, int64_t k, T scale, double& check) {
+    Col seen = Col::zero();
     for (int64_t u = 0; u < a.u; ++u) {
       T* dst = static_cast<T*>(a.out_h) + 2 * ((b * a.u + u) * a.k + k) * a.nr * a.nt;
       for (int64_t r = 0; r < a.nr; ++r) {
         const T* src = gh + r * MV * W + 2 * u * a.nt;
         for (int64_t m = 0; m < a.nt; m += WC) {
           const int n = a.nt - m < WC ? int(a.nt - m) : WC;
-          (Col::load_first(src + 2 * m, n) * scale).store_first(dst + 2 * (r * a.nt + m), n);
+          const Col v = Col::load_first(src + 2 * m, n) * scale;
+          v.store_first(dst + 2 * (r * a.nt + m), n);
+          seen = seen + (v - v);
         }
       }
     }
+    check += double(seen.v.sum());
   }
 
   template <mode Mode, int CT>
@@ -206,9 +233,9 @@ struct block_worker {
     const T* y = Mode == mode::apply ? nullptr : static_cast<const T*>(a.y) + 2 * (b * a.y_b + k * a.nr * a.t + t0);
     T* out_y = Mode == mode::apply ? static_cast<T*>(a.out_y) + 2 * ((b * a.k + k) * a.nr * a.t + t0) : nullptr;
     if constexpr (Mode != mode::adjoint) pack_x<CT>(a.x, a.x_b, b, k, t0, n);
-    if constexpr (Mode == mode::score) transpose_x<CT>(n);
+    if (Mode == mode::score && M >= outer_from) transpose_x<CT>(n);
     all_rows<Mode, CT>(h, y, out_y, n, t0 == 0, energy[0]);
-    if constexpr (Mode != mode::apply) store_gx<CT>(b, k, t0, n, scale);
+    if constexpr (Mode != mode::apply) store_gx<CT>(b, k, t0, n, scale, energy[0]);
     if (Mode == mode::score && a.probe) {
       pack_x<CT>(a.probe, a.probe_b, b, k, t0, n);
       for (int64_t u = 0; u < a.u; ++u) energy[2 + u] += square_sum(xs + u * a.nt * CT * W, a.nt * CT * W);
@@ -232,7 +259,7 @@ struct block_worker {
       else
         chunk<Mode, 1>(b, k, h, t0, n, scale, energy);
     }
-    if constexpr (Mode == mode::score) store_gh(b, k, scale);
+    if constexpr (Mode == mode::score) store_gh(b, k, scale, energy[0]);
   }
 };
 
@@ -251,7 +278,9 @@ void run_blocks(block_args& a) {
     for (int64_t i = begin; i < end; ++i) {
       double* energy = a.energies ? a.energies + i * (2 + a.u) : own;
       worker.template block<Mode>(i / a.k, i % a.k, energy);
-      if (!(energy[0] - energy[0] == 0)) note_lowest(a.bad, i);
+      double total = 0;  // also the probe's energies
+      for (int64_t e = 0; e < 2 + a.u; ++e) total += energy[e];
+      if (!(total - total == 0) || (a.energies && sizeof(T) == 4 && total > 3.4028234e38)) note_lowest(a.bad, i);
     }
     if (own != small) free(own);
   });

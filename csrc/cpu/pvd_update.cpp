@@ -38,8 +38,11 @@ struct row {  // a run of reals with one set of levels
     const T *mean = in(a.mean, 0), *anchor = in(a.anchor, 0);
     T* new_mean = out(a.new_mean, 0);
     P bad = T(0);
+    bool valid = true;
     for (int64_t l = 0; l < a.l; ++l) {
-      const auto c = pvd_coefficients<T>::from(sigma, above, zeta, at(a.score_var, l, b, g), 1.0 / double(a.l));
+      const double score_var = at(a.score_var, l, b, g);
+      valid = valid && score_var > 0;
+      const auto c = pvd_coefficients<T>::from(sigma, above, zeta, score_var, 1.0 / double(a.l));
       const T *sample = in(a.sample, l), *denoised = in(a.denoised, l), *score = in(a.score, l);
       const T* from = l ? new_mean : mean;
       T* fused = a.l == 1 ? out(a.new_sample, 0) : nullptr;
@@ -49,8 +52,9 @@ struct row {  // a run of reals with one set of levels
         const P v = get(from + i, m) + pvd_increment(c, get(anchor + i, m), get(sample + i, m), get(denoised + i, m),
                                                      get(score + i, m));
         put(new_mean + i, v, m);
-        bad = bad + (v - v);
-        if (fused) put(fused + i, a.draw ? v + amp * get(noise + i, m) : v, m);
+        const P drawn = fused && a.draw ? v + amp * get(noise + i, m) : v;
+        bad = bad + (drawn - drawn);
+        if (fused) put(fused + i, drawn, m);
       });
     }
     for (int64_t l = 0; a.l > 1 && l < a.l; ++l) {
@@ -58,11 +62,12 @@ struct row {  // a run of reals with one set of levels
       const T* noise = a.draw == 1 ? in(a.noise, l) : buffer.data + skip;
       T* sampled = out(a.new_sample, l);
       each([&](int64_t i, int m) SF_LAMBDA {
-        const P v = get(new_mean + i, m);
-        put(sampled + i, a.draw ? v + amp * get(noise + i, m) : v, m);
+        const P v = get(new_mean + i, m), drawn = a.draw ? v + amp * get(noise + i, m) : v;
+        bad = bad + (drawn - drawn);
+        put(sampled + i, drawn, m);
       });
     }
-    return bad.sum() == T(0) && var >= 0 && var - var == 0;
+    return bad.sum() == T(0) && valid && sigma > 0 && above > 0 && var >= 0 && var - var == 0;
   }
 };
 

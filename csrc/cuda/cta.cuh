@@ -1,8 +1,8 @@
 // How every CUDA kernel here is written, so that the same code also runs on the host.
 //
 // A kernel is a plain struct ("body") whose operator()(cta) is a list of phases:
-//   cta.phase([&](int tid) { ... });   every thread runs it, then a barrier
-//   cta.last([&](int tid) { ... });    the same without the barrier
+//   cta.phase([&](thread_place w) { ... });   every thread runs it, then a barrier
+//   cta.last([&](thread_place w) { ... });    the same without the barrier
 // On a GPU `device_cta` runs a phase for its own thread. csrc/tests/emulate.hpp runs it for all threads in turn, on
 // NaN-filled shared memory and in several thread orders, which shows a missing barrier as a changed result.
 // Values that live in registers across phases are kept in cta.registers<S>(), one S a thread.
@@ -10,6 +10,13 @@
 #pragma once
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
+
+// For loops that run once or twice, or whose body is large: copies of it only cost registers and instruction cache.
+#if defined(__CUDACC__)
+#define SF_NO_UNROLL _Pragma("unroll 1")
+#else
+#define SF_NO_UNROLL
+#endif
 
 namespace sf::cuda {
 
@@ -39,6 +46,16 @@ SF_HD void add_square(double& sum, one_col<T> z) {
 
 SF_HD int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
+// Division by a number known at launch: a multiplication and a shift. Right for every n < 2^31 (Granlund, Montgomery).
+struct divisor {
+  uint32_t d, multiplier, shift;
+  explicit divisor(int64_t by) : d(uint32_t(by)), multiplier(0), shift(31) {
+    while ((uint64_t(1) << (shift - 31)) < d) ++shift;
+    multiplier = uint32_t(((uint64_t(1) << shift) + d - 1) / d);
+  }
+  SF_HD int32_t operator()(int32_t n) const { return int32_t(uint64_t(uint32_t(n)) * multiplier >> shift); }
+};
+
 // Row length in shared memory, in entries, for rows read in pieces of `piece` entries by neighbouring threads: an odd
 // number of pieces, so that the same column of successive rows falls into different banks.
 SF_HD int32_t odd_row(int32_t entries, int32_t piece) { return (ceil_div(entries, piece) | 1) * piece; }
@@ -54,72 +71,74 @@ struct stream {
   int64_t h, x;
 };
 
-// block_args with types. Sizes of one block fit 32 bits (launch.cuh checks); offsets are 64-bit.
+// block_args with types, and the products of sizes that addresses need. Sizes of one block fit 31 bits (plan.hpp checks);
+// offsets are 64-bit.
 template <class T>
 struct blocks {
   using real = T;
   using entry = wide<T, 1>;
-  int64_t n, k;
-  int32_t u, nr, nt, t, m;
   const entry *y, *h, *x, *probe;
-  int64_t y_b, h_b, x_b, probe_b;
-  const T* noise_var;
-  int64_t noise_var_b;
   entry *out_y, *out_h, *out_x;
   double* energies;
+  const T* noise_var;
+  int64_t y_b, h_b, x_b, probe_b, noise_var_b, out_y_b, out_h_b, out_x_b;  // batch strides
+  int64_t y_k, h_k, x_k, h_u, x_u;                                         // entries of a block; strides between users
+  int64_t n, k;                                                            // blocks in all, and per item
+  int32_t u, nr, nt, t, m;
+  divisor by_k, by_nt;
 
   explicit blocks(const block_args& a)
-      : n(a.b * a.k), k(a.k), u(int32_t(a.u)), nr(int32_t(a.nr)), nt(int32_t(a.nt)), t(int32_t(a.t)),
-        m(int32_t(a.u * a.nt)), y(static_cast<const entry*>(a.y)), h(static_cast<const entry*>(a.h)),
-        x(static_cast<const entry*>(a.x)), probe(static_cast<const entry*>(a.probe)), y_b(a.y_b), h_b(a.h_b), x_b(a.x_b),
-        probe_b(a.probe_b), noise_var(static_cast<const T*>(a.noise_var)), noise_var_b(a.noise_var_b),
-        out_y(static_cast<entry*>(a.out_y)), out_h(static_cast<entry*>(a.out_h)), out_x(static_cast<entry*>(a.out_x)),
-        energies(a.energies) {}
+      : y(static_cast<const entry*>(a.y)), h(static_cast<const entry*>(a.h)), x(static_cast<const entry*>(a.x)),
+        probe(static_cast<const entry*>(a.probe)), out_y(static_cast<entry*>(a.out_y)),
+        out_h(static_cast<entry*>(a.out_h)), out_x(static_cast<entry*>(a.out_x)), energies(a.energies),
+        noise_var(static_cast<const T*>(a.noise_var)), y_b(a.y_b), h_b(a.h_b), x_b(a.x_b), probe_b(a.probe_b),
+        noise_var_b(a.noise_var_b), out_y_b(a.k * a.nr * a.t), out_h_b(a.u * a.k * a.nr * a.nt),
+        out_x_b(a.u * a.k * a.nt * a.t), y_k(a.nr * a.t), h_k(a.nr * a.nt), x_k(a.nt * a.t), h_u(a.k * h_k), x_u(a.k * x_k),
+        n(a.b * a.k), k(a.k), u(int32_t(a.u)), nr(int32_t(a.nr)), nt(int32_t(a.nt)), t(int32_t(a.t)),
+        m(int32_t(a.u * a.nt)), by_k(a.k), by_nt(a.nt) {}
 
-  SF_HD spot at(int64_t i) const {  // 64-bit division is a subroutine: keep it off the usual path
-    const int64_t b = n <= 0xffffffffLL ? int64_t(uint32_t(i) / uint32_t(k)) : i / k;
+  SF_HD spot at(int64_t i) const {
+    const int64_t b = n <= 0x7fffffff ? int64_t(by_k(int32_t(i))) : i / k;
     return {b, i - b * k};
   }
-  SF_HD int64_t h_block() const { return int64_t(nr) * nt; }
-  SF_HD int64_t x_block() const { return int64_t(nt) * t; }
-  SF_HD int64_t y_block() const { return int64_t(nr) * t; }
-  SF_HD const entry* y_of(spot s) const { return y + s.b * y_b + s.k * y_block(); }
-  SF_HD const entry* h_of(spot s) const { return h + s.b * h_b + s.k * h_block(); }
-  SF_HD const entry* x_of(spot s) const { return x + s.b * x_b + s.k * x_block(); }
-  SF_HD const entry* probe_of(spot s) const { return probe + s.b * probe_b + s.k * x_block(); }
-  SF_HD entry* out_y_of(spot s) const { return out_y + (s.b * k + s.k) * y_block(); }
-  SF_HD entry* out_h_of(spot s) const { return out_h + (s.b * u * k + s.k) * h_block(); }
-  SF_HD entry* out_x_of(spot s) const { return out_x + (s.b * u * k + s.k) * x_block(); }
+  SF_HD const entry* y_of(spot s) const { return y + s.b * y_b + s.k * y_k; }
+  SF_HD const entry* h_of(spot s) const { return h + s.b * h_b + s.k * h_k; }
+  SF_HD const entry* x_of(spot s) const { return x + s.b * x_b + s.k * x_k; }
+  SF_HD const entry* probe_of(spot s) const { return probe + s.b * probe_b + s.k * x_k; }
+  SF_HD entry* out_y_of(spot s) const { return out_y + s.b * out_y_b + s.k * y_k; }
+  SF_HD entry* out_h_of(spot s) const { return out_h + s.b * out_h_b + s.k * h_k; }
+  SF_HD entry* out_x_of(spot s) const { return out_x + s.b * out_x_b + s.k * x_k; }
 
   SF_HD stream first_stream(int32_t m0) const {
-    const int32_t user = m0 ? int32_t(uint32_t(m0) / uint32_t(nt)) : 0, j = m0 - user * nt;
-    return {j, user * k * h_block() + j, user * k * x_block() + int64_t(j) * t};
+    const int32_t user = by_nt(m0), j = m0 - user * nt;
+    return {j, user * h_u + j, user * x_u + int64_t(j) * t};
   }
   SF_HD void next(stream& s) const {
     const bool wrap = ++s.j == nt;
-    s.h += wrap ? k * h_block() - nt + 1 : 1;
-    s.x += wrap ? k * x_block() - int64_t(nt - 1) * t : int64_t(t);
+    s.h += wrap ? h_u - nt + 1 : 1;
+    s.x += wrap ? x_u - int64_t(nt - 1) * t : int64_t(t);
     if (wrap) s.j = 0;
   }
-  SF_HD T scale(int64_t b) const { return noise_var ? T(1.0 / double(noise_var[b * noise_var_b])) : T(1); }
+  // 1/noise_var formed in double and rounded once. For float that is the rounded float quotient: a 53-bit quotient of
+  // 24-bit numbers rounds to 24 bits without a double-rounding error.
+  SF_HD T scale(int64_t b) const { return noise_var ? T(1) / noise_var[b * noise_var_b] : T(1); }
   SF_HD int32_t energy_count() const { return probe ? 2 + u : 1; }  // columns of `energies` that are written
 };
 
-// Who works on what: a CTA holds `group` blocks of `per_block` threads each, or, when a block has more tiles than a CTA
-// has threads, one of the block's `segments`. It follows from the sizes of a block alone, never from the batch.
+// Who works on what: a CTA is `group` blocks of `per_block` threads each, or, when a block has more tiles than a CTA has
+// threads, one of the block's `segments`. It follows from the sizes of a block alone, never from the batch.
 struct split {
   int32_t group, per_block, segments;
-  SF_HD int64_t first(int64_t cta) const {
-    return int64_t(segments == 1 ? uint32_t(cta) : uint32_t(cta) / uint32_t(segments)) * group;
-  }
-  SF_HD int32_t segment(int64_t cta) const {
-    return segments == 1 ? 0 : int32_t(uint32_t(cta) % uint32_t(segments));
-  }
 };
 
 struct launch_shape {
   int64_t ctas;
-  int32_t threads, shared_bytes;
+  int32_t per_block, group, shared_bytes;
+};
+
+// Thread number `id` of the CTA: thread p of the CTA's block g.
+struct thread_place {
+  int32_t id, p, g;
 };
 
 // sum += R X^H over `pieces` pieces of N time slots: rows of R at r[i], rows of X at x[c], both in shared memory.
@@ -154,19 +173,19 @@ struct device_cta {
   }
 #if defined(__CUDA_ARCH__)
   SF_HD int64_t index() const { return blockIdx.x; }
-  SF_HD int32_t threads() const { return int32_t(blockDim.x); }
+  SF_HD int32_t threads() const { return int32_t(blockDim.x * blockDim.y); }
   SF_HD unsigned char* shared() const {
     extern __shared__ __align__(16) unsigned char memory[];
     return memory;
   }
   template <class F>
-  SF_HD void phase(const F& f) const {
-    f(int(threadIdx.x));
-    __syncthreads();
+  SF_HD void last(const F& f) const {
+    f(thread_place{int32_t(threadIdx.y * blockDim.x + threadIdx.x), int32_t(threadIdx.x), int32_t(threadIdx.y)});
   }
   template <class F>
-  SF_HD void last(const F& f) const {
-    f(int(threadIdx.x));
+  SF_HD void phase(const F& f) const {
+    last(f);
+    __syncthreads();
   }
 #else  // the host pass only needs the names
   SF_HD int64_t index() const { return 0; }

@@ -7,10 +7,10 @@ namespace sf::cuda {
 
 template <class T>
 struct energy_sum {
-  static constexpr int max_threads = 256;
+  static constexpr int max_threads = 256, min_ctas = 0;
   const double* energies;
   int64_t b, k;
-  int32_t u, columns, lanes;  // columns: 1 without a probe, else 2 + U; lanes: a power of two
+  int32_t u, columns, lanes;  // columns: 1 without a probe, else 2 + U; lanes: threads an item, a power of two
   T *energy, *probe_x, *probe_y;
 
   template <class Cta>
@@ -18,22 +18,22 @@ struct energy_sum {
     double* part = reinterpret_cast<double*>(cta.shared());
     const int32_t column = int32_t(uint32_t(cta.index()) % uint32_t(columns)), items = cta.threads() / lanes;
     const int64_t first = int64_t(uint32_t(cta.index()) / uint32_t(columns)) * items;
-    cta.phase([&](int tid) {
-      const int64_t item = first + tid / lanes;
+    cta.phase([&](thread_place w) {
+      const int64_t item = first + w.g;
       double sum = 0;
       if (item < b)
-        for (int64_t j = tid % lanes; j < k; j += lanes) sum += energies[(item * k + j) * (2 + u) + column];
-      part[tid] = sum;
+        for (int64_t j = w.p; j < k; j += lanes) sum += energies[(item * k + j) * (2 + u) + column];
+      part[w.id] = sum;
     });
     for (int32_t half = lanes / 2; half > 0; half /= 2)
-      cta.phase([&](int tid) {
-        if (tid % lanes < half) part[tid] += part[tid + half];
+      cta.phase([&](thread_place w) {
+        if (w.p < half) part[w.id] += part[w.id + half];
       });
-    cta.last([&](int tid) {
-      const int64_t item = first + tid / lanes;
-      if (tid % lanes || item >= b) return;
+    cta.last([&](thread_place w) {
+      const int64_t item = first + w.g;
+      if (w.p || item >= b) return;
       T* out = column == 0 ? energy + item : column == 1 ? probe_y + item : probe_x + item * u + column - 2;
-      *out = T(part[tid]);
+      *out = T(part[w.id]);
     });
   }
 };

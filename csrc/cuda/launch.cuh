@@ -7,7 +7,7 @@
 namespace sf::cuda {
 
 template <class Body>
-__global__ void __launch_bounds__(Body::max_threads) run_body(const __grid_constant__ Body body) {
+__global__ void __launch_bounds__(Body::max_threads, Body::min_ctas) run_body(const __grid_constant__ Body body) {
   body(device_cta{});
 }
 
@@ -29,7 +29,7 @@ struct launcher {
   const char* op;
   template <class Body>
   void operator()(const Body& body, const launch_shape& g) const {
-    run_body<Body><<<unsigned(g.ctas), g.threads, size_t(g.shared_bytes), stream>>>(body);
+    run_body<Body><<<unsigned(g.ctas), dim3(unsigned(g.per_block), unsigned(g.group)), size_t(g.shared_bytes), stream>>>(body);
     check(cudaGetLastError(), op);
   }
 };

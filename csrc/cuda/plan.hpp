@@ -35,16 +35,17 @@ inline split split_tiles(int64_t tiles, int32_t most) {
 }
 
 inline launch_shape shape(const split& s, int64_t blocks, int32_t shared_bytes) {
-  const int32_t threads = ceil_div(s.group * s.per_block, 32) * 32;
-  return {ceil_div64(blocks, s.group) * s.segments, threads, shared_bytes};
+  return {ceil_div64(blocks, s.group) * s.segments, s.per_block, s.group, shared_bytes};
 }
 
-// A fit of one block, or of chunks of it, into shared memory.
+// One block, or chunks of it, in shared memory.
 template <class Body>
 chunks fit_chunks(const block_args& a, int32_t ct) {
-  const auto bytes = [](chunks c) { return int64_t(typename Body::memory(nullptr, c, 256, 0).bytes); };
   chunks c{int32_t(a.nr), int32_t(a.u * a.nt), int32_t(a.t)};
-  const auto fits = [&] { return (int64_t(c.rows) + c.slots) * (int64_t(c.streams) + c.rows + 8) < (1 << 24) && bytes(c) <= max_shared; };
+  const auto fits = [&] {
+    const int64_t entries = (int64_t(c.rows) + c.slots) * (int64_t(c.streams) + c.rows + 8);  // too many, but never by far
+    return entries < (1 << 24) && Body::memory(nullptr, c, Body::max_threads, 0).bytes <= max_shared;
+  };
   if (fits()) return c;
   if (c.slots > 32) c.slots = 32;
   if (c.slots % ct) ++c.slots;
@@ -60,20 +61,18 @@ inline int32_t staged_threads(const chunks& c, int32_t ct, bool score) {
 }
 
 inline void check_sizes(const block_args& a, const char* op) {
-  const int64_t limit = 0x3fffffff;
+  const auto refuse = [&](const char* why) { throw std::runtime_error(std::string(op) + ": " + why); };
   for (int64_t n : {a.u * a.nt, a.nr * a.nt, a.nr * a.t, a.nt * a.t, a.k})
-    if (n > limit || n < 0) throw std::runtime_error(std::string(op) + ": a block has more than 2^30 entries");
-  const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
-  const size_t entry = a.is_double ? 16 : 8;
+    if (n <= 0 || n >= 1 << 30) refuse("a block is empty or has more than 2^30 entries");
   for (const void* p : {a.y, a.h, a.x, a.probe, (const void*)a.out_y, (const void*)a.out_h, (const void*)a.out_x})
-    if (address(p) % entry) throw std::runtime_error(std::string(op) + ": data is not aligned to its complex entries");
+    if (reinterpret_cast<uintptr_t>(p) % (a.is_double ? 16 : 8)) refuse("data is not aligned to its complex entries");
 }
 
 // Two complex64 columns in one 16-byte access: T is even, and so is every stride and 16-byte address.
 inline bool pairs_of_columns(const block_args& a) {
-  const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
   uintptr_t bits = 0;
-  for (const void* p : {a.y, a.x, a.probe, (const void*)a.out_y, (const void*)a.out_x}) bits |= address(p);
+  for (const void* p : {a.y, a.x, a.probe, (const void*)a.out_y, (const void*)a.out_x})
+    bits |= reinterpret_cast<uintptr_t>(p);
   return !a.is_double && a.t % 2 == 0 && bits % 16 == 0 && ((a.y_b | a.x_b | a.probe_b) & 1) == 0;
 }
 
@@ -88,7 +87,7 @@ template <class T, int M, int CT, class Run>
 void apply_on(const block_args& a, const Run& run) {
   const int32_t rows = ceil_div(int32_t(a.nr), 4), cols = int32_t(a.t / CT);
   const split s = split_tiles(int64_t(rows) * cols, 128);
-  run_body_on(run, apply_tiles<T, M, CT>{blocks<T>(a), s, rows, cols}, shape(s, a.b * a.k, 0));
+  run_body_on(run, apply_tiles<T, M, CT>{blocks<T>(a), s, rows, cols, divisor(cols), divisor(s.segments)}, shape(s, a.b * a.k, 0));
 }
 
 template <class T, int CT, class Run>
@@ -129,7 +128,7 @@ template <class T, int MT, int CT, class Run>
 void adjoint_on(const block_args& a, const Run& run) {
   const int32_t streams = ceil_div(int32_t(a.u * a.nt), MT), cols = int32_t(a.t / CT);
   const split s = split_tiles(int64_t(streams) * cols, 128);
-  run_body_on(run, adjoint_tiles<T, MT, CT>{blocks<T>(a), s, streams, cols}, shape(s, a.b * a.k, 0));
+  run_body_on(run, adjoint_tiles<T, MT, CT>{blocks<T>(a), s, streams, cols, divisor(cols), divisor(s.segments)}, shape(s, a.b * a.k, 0));
 }
 
 template <class T, int CT, class Run>
@@ -155,7 +154,7 @@ bool columns_on(const block_args& a, const Run& run) {
   if (a.t / CT > 128) return false;
   score_columns<T, RT, M, CT> body{blocks<T>(a), split{1, int32_t(a.t / CT), 1}};
   body.s.group = group_size(body.s.per_block, 128);
-  const auto bytes = [&] { return body.shared_bytes(shape(body.s, a.b * a.k, 0).threads); };
+  const auto bytes = [&] { return body.shared_bytes(body.s.group * body.s.per_block); };
   while (body.s.group > 1 && bytes() > max_shared) --body.s.group;
   if (bytes() > max_shared) return false;
   run_body_on(run, body, shape(body.s, a.b * a.k, bytes()));
@@ -195,7 +194,7 @@ void sum_on(const block_args& a, void* energy, void* probe_x, void* probe_y, con
   while (lanes < a.k && lanes < 256) lanes *= 2;
   const energy_sum<T> body{a.energies, a.b, a.k, int32_t(a.u), columns, lanes, static_cast<T*>(energy),
                            static_cast<T*>(probe_x), static_cast<T*>(probe_y)};
-  run_body_on(run, body, {ceil_div64(a.b * lanes, 256) * columns, 256, 256 * int32_t(sizeof(double))});
+  run_body_on(run, body, {ceil_div64(a.b * lanes, 256) * columns, lanes, 256 / lanes, 256 * int32_t(sizeof(double))});
 }
 
 template <class Run>

@@ -17,7 +17,7 @@ namespace sf::cuda {
 
 template <class T, int RT, int M, int CT>
 struct score_columns {
-  static constexpr int max_threads = 128, GC = M >= 8 ? 2 : 1;
+  static constexpr int max_threads = 128, min_ctas = 0, GC = M >= 8 ? 2 : 1;
   static constexpr int row_pairs = RT / 2, out_tiles = row_pairs * (M / GC);
   static constexpr int h_entries = RT * M + 2;  // 2: another bank for every block of the CTA
   using Col = one_col<T>;
@@ -52,14 +52,6 @@ struct score_columns {
     wide<T, CT> x[M], r[RT];
     spot at;
   };
-  struct position {
-    int32_t g, c;
-    bool active;
-  };
-  SF_HD position where(int tid, int64_t cta) const {
-    const int32_t g = tid / s.per_block;
-    return {g, tid - g * s.per_block, g < s.group && cta * s.group + g < v.n};
-  }
   struct x_writer {  // adjoint_tile's output: scaled, straight to global memory
     entry* out;
     const int64_t (&row)[M];
@@ -77,36 +69,36 @@ struct score_columns {
   SF_HD void operator()(const Cta& cta) const {
     auto regs = cta.template registers<state>();
     const memory mem(cta.shared(), *this, cta.threads());
-    cta.phase([&](int tid) {
-      const position p = where(tid, cta.index());
-      if (p.active) load_block(cta.index() * s.group + p.g, p, mem, regs[tid]);
+    const int64_t first = cta.index() * s.group;
+    cta.phase([&](thread_place w) {
+      if (first + w.g < v.n) load_block(first + w.g, w, mem, regs[w.id]);
     });
-    cta.phase([&](int tid) {
-      const position p = where(tid, cta.index());
-      if (!p.active) return;
-      double sum = residual(p, mem, regs[tid]);
-      mem.energy[tid] = sum;
-      if (v.probe) probe(p, mem, regs[tid], mem.energy + cta.threads() + tid, cta.threads());
+    cta.phase([&](thread_place w) {
+      if (first + w.g >= v.n) return;
+      mem.energy[w.id] = residual(w, mem, regs[w.id]);
+      if (v.probe) probe(w, mem, regs[w.id], mem.energy + cta.threads() + w.id, cta.threads());
     });
-    cta.last([&](int tid) {
-      const int64_t left = v.n - cta.index() * s.group;
+    cta.last([&](thread_place w) {
+      const int64_t left = v.n - first;
       const int32_t blocks_here = left < s.group ? int32_t(left) : s.group;
-      for (int32_t q = tid; q < blocks_here * out_tiles; q += cta.threads()) outer(q / out_tiles, q % out_tiles, mem);
+      SF_NO_UNROLL
+      for (int32_t q = w.id; q < blocks_here * out_tiles; q += cta.threads()) outer(q / out_tiles, q % out_tiles, mem);
       const int32_t columns = v.energy_count();
-      for (int32_t q = cta.threads() - 1 - tid; q < blocks_here * columns; q += cta.threads()) {
+      SF_NO_UNROLL
+      for (int32_t q = cta.threads() - 1 - w.id; q < blocks_here * columns; q += cta.threads()) {
         const int32_t g = q / columns, e = q - g * columns;
         const double* part = mem.energy + e * cta.threads() + g * s.per_block;
         double sum = 0;
         for (int32_t c = 0; c < s.per_block; ++c) sum += part[c];
-        v.energies[(cta.index() * s.group + g) * (2 + v.u) + e] = sum;
+        v.energies[(first + g) * (2 + v.u) + e] = sum;
       }
     });
   }
 
-  SF_HD void load_block(int64_t i, position p, const memory& mem, state& z) const {
+  SF_HD void load_block(int64_t i, thread_place p, const memory& mem, state& z) const {
     z.at = v.at(i);
-    const entry* x = v.x_of(z.at) + p.c * CT;
-    const entry* y = v.y_of(z.at) + p.c * CT;
+    const entry* x = v.x_of(z.at) + p.p * CT;
+    const entry* y = v.y_of(z.at) + p.p * CT;
     stream m = v.first_stream(0);
     SF_UNROLL
     for (int q = 0; q < M; ++q) {
@@ -119,13 +111,14 @@ struct score_columns {
       if (r < v.nr) z.r[r] = load<CT>(y + int64_t(r) * v.t);
     }
     const entry* h = v.h_of(z.at);
-    for (int32_t e = p.c; e < RT * M; e += s.per_block) {  // rows past the last one are zero, and so is their R
+    SF_NO_UNROLL
+    for (int32_t e = p.p; e < RT * M; e += s.per_block) {  // rows past the last one are zero, and so is their R
       const int32_t r = e / M, q = e % M;
       entry w{};
       if (r < v.nr) w = h[v.first_stream(q).h + r * v.nt];
       mem.h(p.g)[e] = w;
     }
-    if (p.c == 0) mem.scale[p.g] = v.scale(z.at.b), mem.out_h[p.g] = v.out_h_of(z.at) - v.out_h;
+    if (p.p == 0) mem.scale[p.g] = v.scale(z.at.b), mem.out_h[p.g] = v.out_h_of(z.at) - v.out_h;
   }
 
   // sum_m H[r][m] x[m] of this thread's columns
@@ -138,7 +131,7 @@ struct score_columns {
                        [&](int64_t m, int c) { return x[m].c[c]; });
   }
 
-  SF_HD double residual(position p, const memory& mem, state& z) const {
+  SF_HD double residual(thread_place p, const memory& mem, state& z) const {
     const entry* h = mem.h(p.g);
     product<Col, false> q[RT][CT];
     forward(q, h, z.x);
@@ -152,24 +145,24 @@ struct score_columns {
         z.r[i].c[c] = r[i][c];
         add_square(sum, r[i][c]);
       }
-      store<CT>(mem.r(p.g) + i * mem.row + p.c * CT, z.r[i]);
+      store<CT>(mem.r(p.g) + i * mem.row + p.p * CT, z.r[i]);
     }
     int64_t x_row[M];
     stream m = v.first_stream(0);
     SF_UNROLL
     for (int j = 0; j < M; ++j) {
-      store<CT>(mem.x(p.g) + j * mem.row + p.c * CT, z.x[j]);
+      store<CT>(mem.x(p.g) + j * mem.row + p.p * CT, z.x[j]);
       x_row[j] = m.x;
       v.next(m);
     }
     adjoint_tile<Col>(r, M, [&](int i, int64_t j) { return scalar(h[i * M + j]); },
-                      x_writer{v.out_x_of(z.at) + p.c * CT, x_row, mem.scale[p.g], z.x});
+                      x_writer{v.out_x_of(z.at) + p.p * CT, x_row, mem.scale[p.g], z.x});
     return sum;
   }
 
   // Energies of the probe: part[0] of sum_u H_u dX_u, part[(1 + u)*stride] of dX_u.
-  SF_HD void probe(position p, const memory& mem, state& z, double* part, int32_t stride) const {
-    const entry* d = v.probe_of(z.at) + p.c * CT;
+  SF_HD void probe(thread_place p, const memory& mem, state& z, double* part, int32_t stride) const {
+    const entry* d = v.probe_of(z.at) + p.p * CT;
     stream m = v.first_stream(0);
     double sum = 0;
     double* user = part + stride;

@@ -17,7 +17,7 @@ struct chunks {
 
 template <class T, int CT, bool Score>
 struct staged {
-  static constexpr int max_threads = 256, RT = 4, lanes = 16;
+  static constexpr int max_threads = 256, min_ctas = Score ? (sizeof(T) == 8 ? 2 : 3) : 0, RT = 4, lanes = 16;
   using Col = one_col<T>;
   using entry = wide<T, 1>;
   blocks<T> v;
@@ -63,11 +63,9 @@ struct staged {
   SF_HD void operator()(const Cta& cta) const {
     auto regs = cta.template registers<state>();
     const auto each = [&](const auto& f) {  // a phase for the threads that have a block
-      cta.phase([&](int tid) {
-        const int32_t g = tid / s.per_block;
-        const int64_t i = cta.index() * s.group + g;
-        if (g < s.group && i < v.n)
-          f(work{tid - g * s.per_block, i, v.at(i), memory(cta.shared(), c, s.per_block, g)}, regs[tid]);
+      cta.phase([&](thread_place t) {
+        const int64_t i = cta.index() * s.group + t.g;
+        if (i < v.n) f(work{t.p, i, v.at(i), memory(cta.shared(), c, s.per_block, t.g)}, regs[t.id]);
       });
     };
     pass<false>(each);
@@ -78,7 +76,7 @@ struct staged {
       reduce(each, 1);
       for (int32_t user = 0; user < v.u; ++user) {
         each([&](const work& w, state& z) {
-          const entry* d = v.probe_of(w.at) + user * v.k * v.x_block();
+          const entry* d = v.probe_of(w.at) + user * v.x_u;
           for (int32_t e = w.p; e < v.nt * v.t; e += s.per_block) add_square(z.energy, d[e].c[0]);
         });
         reduce(each, 2 + user);
@@ -127,6 +125,7 @@ struct staged {
   SF_HD void residual(const work& w, const chunk& k, state& z) const {
     const int32_t step = ceil_div(k.rows, RT), pieces = k.slots / CT;
     const entry* y = Probing ? nullptr : v.y_of(w.at) + k.t0;
+    SF_NO_UNROLL
     for (int32_t e = w.p; e < step * pieces; e += s.per_block) {
       const int32_t row = e / pieces, col = (e - row * pieces) * CT;
       product<Col, false> p[RT][CT];
@@ -174,6 +173,7 @@ struct staged {
     const int32_t pairs = ceil_div(k.streams, 2), pieces = k.slots / CT, row_pairs = ceil_div(k.rows, 2);
     const int32_t x_tiles = pairs * pieces, h_tiles = Score ? row_pairs * pairs : 0;
     const T scale = Score ? *w.m.scale : T(1);
+    SF_NO_UNROLL
     for (int32_t e = w.p; e < x_tiles + h_tiles; e += s.per_block) {
       if (e < x_tiles)
         x_tile(w, k, e / pieces, pairs, e % pieces * CT, scale);

@@ -10,18 +10,22 @@ namespace sf::cuda {
 // M > 0: the number of streams, all of X's tile in registers with its loads in flight together. M = 0: any number.
 template <class T, int M, int CT>
 struct apply_tiles {
-  static constexpr int max_threads = 128, RT = 4;
+  static constexpr int max_threads = 128, min_ctas = 0, RT = 4;
   using Col = one_col<T>;
   blocks<T> v;
   split s;
   int32_t row_tiles, col_tiles;
+  divisor by_cols, by_segments;
 
   template <class Cta>
   SF_HD void operator()(const Cta& cta) const {
-    cta.last([&](int tid) {
-      const int32_t g = tid / s.per_block, tile = s.segment(cta.index()) * s.per_block + tid - g * s.per_block;
-      const int64_t i = s.first(cta.index()) + g;
-      if (g < s.group && i < v.n && tile < row_tiles * col_tiles) compute(v.at(i), tile / col_tiles, tile % col_tiles);
+    cta.last([&](thread_place w) {
+      const int32_t group = s.segments == 1 ? int32_t(cta.index()) : by_segments(int32_t(cta.index()));
+      const int32_t tile = (int32_t(cta.index()) - group * s.segments) * s.per_block + w.p;
+      const int64_t i = int64_t(group) * s.group + w.g;
+      if (i >= v.n || tile >= row_tiles * col_tiles) return;
+      const int32_t row = by_cols(tile);
+      compute(v.at(i), row, tile - row * col_tiles);
     });
   }
 
@@ -48,7 +52,7 @@ struct apply_tiles {
       multiply_tile<Col>(p, M, [&](int i, int64_t q) { return scalar(h[h_col[q] + h_row[i]]); },
                          [&](int64_t q, int c) { return xs[q].c[c]; });
     } else {
-      for (int32_t user = 0; user < v.u; ++user, h += v.k * v.h_block(), x += v.k * v.x_block()) {
+      for (int32_t user = 0; user < v.u; ++user, h += v.h_u, x += v.x_u) {
         wide<T, CT> xs;
         multiply_tile<Col>(p, v.nt, [&](int i, int64_t j) { return scalar(h[h_row[i] + j]); },
                            [&](int64_t j, int c) {
@@ -72,19 +76,22 @@ struct apply_tiles {
 // X_u = H_u^H Y for few receive antennas. A tile is MT streams by CT columns; the thread walks down Y four rows at a time.
 template <class T, int MT, int CT>
 struct adjoint_tiles {
-  static constexpr int max_threads = 128, RT = 4;
+  static constexpr int max_threads = 128, min_ctas = MT == 4 ? 8 : 0, RT = 4;  // at most 64 registers
   using Col = one_col<T>;
   blocks<T> v;
   split s;
   int32_t stream_tiles, col_tiles;
+  divisor by_cols, by_segments;
 
   template <class Cta>
   SF_HD void operator()(const Cta& cta) const {
-    cta.last([&](int tid) {
-      const int32_t g = tid / s.per_block, tile = s.segment(cta.index()) * s.per_block + tid - g * s.per_block;
-      const int64_t i = s.first(cta.index()) + g;
-      if (g < s.group && i < v.n && tile < stream_tiles * col_tiles)
-        compute(v.at(i), tile / col_tiles * MT, tile % col_tiles);
+    cta.last([&](thread_place w) {
+      const int32_t group = s.segments == 1 ? int32_t(cta.index()) : by_segments(int32_t(cta.index()));
+      const int32_t tile = (int32_t(cta.index()) - group * s.segments) * s.per_block + w.p;
+      const int64_t i = int64_t(group) * s.group + w.g;
+      if (i >= v.n || tile >= stream_tiles * col_tiles) return;
+      const int32_t row = by_cols(tile);
+      compute(v.at(i), row * MT, tile - row * col_tiles);
     });
   }
 
@@ -107,6 +114,7 @@ struct adjoint_tiles {
       SF_UNROLL
       for (int c = 0; c < CT; ++c) g[q][c] = product<Col, true>::zero();
     }
+    SF_NO_UNROLL
     for (int32_t r0 = 0; r0 < v.nr; r0 += RT) {
       Col r[RT][CT];
       SF_UNROLL

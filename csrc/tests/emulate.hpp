@@ -15,7 +15,7 @@ namespace sf::cuda {
 
 struct host_cta {
   int64_t cta;
-  const std::vector<int>& order;
+  const std::vector<thread_place>& order;
   unsigned char* memory;
 
   template <class S>
@@ -27,7 +27,7 @@ struct host_cta {
   unsigned char* shared() const { return memory; }
   template <class F>
   void phase(const F& f) const {
-    for (int tid : order) f(tid);
+    for (const thread_place& t : order) f(t);
   }
   template <class F>
   void last(const F& f) const {
@@ -50,9 +50,9 @@ struct host_launcher {
 
   template <class Body>
   void operator()(const Body& body, const launch_shape& g) const {
-    if (g.threads > Body::max_threads || g.shared_bytes > max_shared) throw std::runtime_error("launch shape too large");
-    std::vector<int> tids(size_t(g.threads));
-    for (int i = 0; i < g.threads; ++i) tids[size_t(i)] = i;
+    if (g.group * g.per_block > Body::max_threads || g.shared_bytes > max_shared) throw std::runtime_error("launch too large");
+    std::vector<thread_place> tids;
+    for (int i = 0; i < g.group * g.per_block; ++i) tids.push_back({i, i % g.per_block, i / g.per_block});
     if (order == thread_order::backward) std::reverse(tids.begin(), tids.end());
     if (order == thread_order::shuffled) std::shuffle(tids.begin(), tids.end(), std::mt19937(7));
     for (int64_t cta = 0; cta < g.ctas; ++cta) {

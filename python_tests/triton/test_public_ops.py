@@ -11,7 +11,7 @@ from semcom_fast import _backend
 CLOSE = {
     "rtol": 2e-5,
     "atol": 2e-5,
-}  # float32 paths of a few tens of roundings; each kernel's own bound is tested apart
+}  # tens of float32 roundings; each kernel's own bound is tested apart
 
 
 @pytest.fixture

@@ -107,11 +107,17 @@ def tolerating_non_finite() -> bool:
     return _tolerate.get()
 
 
+def readable(t: Tensor) -> bool:
+    """True where a value may be looked at: not while tracing, and not under a torch.func transform."""
+    return type(t) is Tensor and not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
+
+
 def require_finite(op: str, what: str, result: Tensor) -> None:
     """The check of the plain torch path on the CPU, matching the kernels' flag: names the first bad index of axis 0."""
-    if result.device.type != "cpu" or _tolerate.get() or not result.numel():
+    if result.device.type != "cpu" or _tolerate.get() or not result.numel() or not readable(result):
         return
-    bad = ~torch.isfinite(torch.view_as_real(result) if result.is_complex() else result).flatten(1).all(1)
+    finite = torch.isfinite(torch.view_as_real(result.resolve_conj()) if result.is_complex() else result)
+    bad = ~finite.reshape(result.shape[0], -1).all(1)
     if bool(bad.any()):
         raise non_finite(op, what, int(bad.nonzero()[0]))
 

@@ -28,7 +28,18 @@ def check(op: str, name: str, level: Level | None, lead: tuple[int, ...], device
         raise ValueError(f"{op}: {name} {shape} must align from the left with the leading dimensions {lead}")
 
 
+def require_positive(op: str, name: str, level: Tensor) -> None:
+    """On the CPU in eager mode, every entry is positive and finite; on a GPU looking would synchronise."""
+    if level.device.type != "cpu" or not level.numel() or not _checks.readable(level):
+        return
+    good = (level > 0) & torch.isfinite(level)
+    if not bool(good.all()):
+        bad = int((~good).flatten().nonzero()[0])
+        raise ValueError(f"{op}: {name} must be positive and finite, entry {bad} is {float(level.flatten()[bad])}")
+
+
 def _real(level: Tensor) -> Tensor:
+    level = level.resolve_neg()
     return level if level.dtype in _checks.REAL else level.to(torch.float64)
 
 

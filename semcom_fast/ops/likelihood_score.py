@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..reference import LikelihoodScore
 from ..reference.levels import Level
-from . import _blocks, _checks
+from . import _blocks, _checks, _levels
 from ._arrays import array_function
 from ._register import Op, fold
 from .blockdiag_adjoint import blockdiag_adjoint
@@ -37,7 +37,7 @@ def _native(y: Tensor, h: Tensor, x: Tensor, noise_var: Tensor | None, probe: Te
     u, k, nr, nt, t = *h.shape[1:], x.shape[-1]
     sizes = (outs[0].shape[0], u, k, nr, nt, t)
     if 0 in sizes:
-        return tuple(o.zero_() for o in outs)
+        return _reference(y, h, x, noise_var, probe)
     given = (y, h, x, noise_var, probe)
     pointers = tuple(0 if v is None else v.data_ptr() for v in given)
     strides = tuple(0 if v is None else _blocks.batch_stride(v) for v in given)
@@ -148,15 +148,12 @@ def _noise_levels(noise_var: Level, y: Tensor, lead: torch.Size) -> Tensor | Non
     """None for the number 1, else a real [1] or [B] tensor; leading dims of a tensor align from the left."""
     if isinstance(noise_var, (int, float)):
         _checks.positive_level(_NAME, "noise_var", noise_var)
-        return None if noise_var == 1 else torch.full((1,), noise_var, dtype=y.real.dtype, device=y.device)
-    level = noise_var.to(dtype=y.real.dtype, device=y.device)
-    if y.device.type == "cpu" and level.numel() and not torch.compiler.is_compiling() and not bool((level > 0).all()):
-        bad = int((~(level > 0)).flatten().nonzero()[0])
-        raise ValueError(f"{_NAME}: noise_var must be positive, entry {bad} is {float(level.flatten()[bad])}")
+        return None if noise_var == 1 else torch.full((1,), noise_var, dtype=_checks.real_dtype(y), device=y.device)
+    _levels.check(_NAME, "noise_var", noise_var, tuple(lead), y.device)
+    level = noise_var.to(dtype=_checks.real_dtype(y), device=y.device)
+    _levels.require_positive(_NAME, "noise_var", level)
     if level.ndim == 0:
         return level.reshape(1)
-    if level.ndim > len(lead):
-        raise ValueError(f"{_NAME}: noise_var {tuple(level.shape)} has more dimensions than the batch {tuple(lead)}")
     return level.reshape(level.shape + (1,) * (len(lead) - level.ndim)).expand(lead).reshape(-1)
 
 

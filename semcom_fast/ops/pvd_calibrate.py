@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def _cpu(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
     keep: list[Tensor] = []
     level = _levels.cpu_level(noise_var, False, keep)
+    var_h, probe_x, probe_y = var_h.resolve_neg(), probe_x.resolve_neg(), probe_y.resolve_neg()
     b, u = probe_x.shape
     out = torch.empty(b, dtype=probe_y.dtype)
     strides = (*var_h.stride(), *probe_x.stride(), *probe_y.stride())
@@ -27,12 +28,9 @@ def _cpu(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
         var_h.data_ptr(), probe_x.data_ptr(), probe_y.data_ptr(), strides, out.data_ptr(),
     )  # fmt: skip
     if bad >= 0 and not _checks.tolerating_non_finite():
-        raise _bad_item(out, bad)
+        raise ValueError(f"{_NAME}: item {bad} has effective noise variance {float(out[bad])}; noise_var and the sum must "
+                         "be positive and finite")  # fmt: skip
     return out
-
-
-def _bad_item(out: Tensor, index: int) -> ValueError:
-    return ValueError(f"{_NAME}: item {index} has effective noise variance {float(out[index])}; it must be positive")
 
 
 def _triton(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
@@ -44,8 +42,8 @@ def _triton(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
 
 def _reference(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
     out = reference.pvd_calibrate(noise_var, var_h, probe_x, probe_y, x_energy=x_energy, nr=nr, count=count)
-    if out.device.type == "cpu" and not _checks.tolerating_non_finite() and not bool((out > 0).all()):
-        raise _bad_item(out, int((~(out > 0)).nonzero()[0]))
+    if not _checks.tolerating_non_finite():
+        _levels.require_positive(_NAME, "the effective noise variance", out)
     return out
 
 
@@ -108,6 +106,7 @@ def pvd_calibrate(
     if probe_x.ndim != 2 or var_h.shape != probe_x.shape or probe_y.shape != probe_x.shape[:1]:
         need = "var_h [B,U], probe_x [B,U], probe_y [B]"
         raise _checks.shape_error(_NAME, need, var_h=var_h, probe_x=probe_x, probe_y=probe_y)
+    _checks.positive_level(_NAME, "noise_var", noise_var)
     _levels.check(_NAME, "noise_var", noise_var, tuple(probe_y.shape), probe_y.device)
     if count <= 0:
         raise ValueError(f"{_NAME}: count must be positive, got {count}")

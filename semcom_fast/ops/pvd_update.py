@@ -70,7 +70,8 @@ def _cpu(mean, anchor, sample, denoised, score, noise, *rest):
         new_mean.data_ptr(), new_sample.data_ptr(), *table, _drawing(noise, seed), scale, *key,
     )  # fmt: skip
     if bad >= 0 and not _checks.tolerating_non_finite():
-        raise _checks.non_finite(_NAME, "item", bad)
+        raise ValueError(f"{_NAME}: item {bad} is not finite (NaN or Inf in the input, or overflow), or one of its levels "
+                         "sigma, sigma_above, score_var is not positive")  # fmt: skip
     return new_mean, new_sample
 
 

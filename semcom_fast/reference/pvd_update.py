@@ -14,10 +14,8 @@ def default_next_var(sigma, sigma_above):
 
 def _score_var(score_var: Level, sample: Tensor, samples: bool) -> Tensor:
     """score_var may carry the sample axis as [L,B]; without it, it aligns with the mean's leading dims."""
-    t = torch.as_tensor(score_var, device=sample.device).to(torch.float64)
-    if samples and t.ndim == 2 and t.shape == sample.shape[:2]:
-        return align_left(t, sample.ndim, sample.device)
-    return align_left(t, sample.ndim - samples, sample.device)
+    stacked = samples and isinstance(score_var, Tensor) and score_var.ndim == 2
+    return align_left(score_var, sample.ndim if stacked else sample.ndim - samples, sample.device)
 
 
 def pvd_update(

@@ -1,0 +1,62 @@
+"""Run microbenchmarks and write CSV."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+import torch
+
+from semcom_fast import _native
+
+from . import timing
+from .cases import Row, measure
+
+STEMS = [
+    "likelihood_score",
+    "pvd_update",
+    "blockdiag_apply",
+    "blockdiag_adjoint",
+    "philox_normal",
+    "power_normalise",
+    "pvd_calibrate",
+]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("stems", nargs="*", default=STEMS, help=f"any of {', '.join(STEMS)}")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, few rounds: under a minute")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--csv", type=Path, help="where to write the rows")
+    args = parser.parse_args(argv)
+    unknown = [s for s in args.stems if s not in STEMS]
+    if unknown:
+        parser.error(f"unknown stem {unknown[0]!r}; choose from {', '.join(STEMS)}")
+    torch.set_num_threads(args.threads)
+    from .philox_normal import ns_per_normal
+
+    gemm, per_normal = timing.cgemm_rate(), ns_per_normal()
+    kernel = "cpu " + _native.info().get("cpu level running", "none")
+    print(f"{args.threads} threads, {kernel}; cgemm {gemm * 1e-9:.0f} GFLOP/s, {per_normal:.2f} ns per normal (one thread)")
+    head = f"{'op':18} {'size':34} {'cache':8} {'ours us':>9} {'torch us':>10} {'ratio':>6} {'GB/s':>6} {'copy':>5} {'cgemm':>5} {'floor':>5}"
+    print(head)
+    rows: list[Row] = []
+    for stem in args.stems:
+        for case in importlib.import_module(f".{stem}", __package__).cases(args.quick):
+            for hot in (True, False):
+                r = measure(case, hot, kernel, gemm, per_normal, rounds=11 if args.quick else 41)
+                rows.append(r)
+                print(
+                    f"{r.op:18} {r.size:34} {r.cache:8} {r.ours_us:9.1f} {r.best_torch_us:10.1f} {r.ratio:6.1f} "
+                    f"{r.gb_per_s:6.1f} {r.copy_share:5.2f} {r.cgemm_share:5.2f} {r.floor_share:5.2f}  "
+                    f"{r.best_torch}; {r.target}",
+                    flush=True,
+                )
+    if args.csv:
+        timing.write_csv(args.csv, rows)
+        print(f"wrote {args.csv}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

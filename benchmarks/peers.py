@@ -1,0 +1,102 @@
+"""Plain torch formulations of each op: what a researcher would write. The fastest of a group is "best torch"."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _energy(r: Tensor) -> Tensor:
+    return torch.view_as_real(r).square().sum((1, 2, 3, 4))
+
+
+def score_matmul(y: Tensor, h: Tensor, x: Tensor):
+    """Batched matmul, users summed."""
+    r = y - (h @ x).sum(1)
+    r1 = r.unsqueeze(1)
+    return r1 @ x.mH, h.mH @ r1, _energy(r)
+
+
+def score_baddbmm(y: Tensor, h: Tensor, x: Tensor):
+    """One user: fused subtract-product, then two bmm."""
+    b, k, nr, t = y.shape
+    h3, x3 = h.reshape(b * k, nr, -1), x.reshape(b * k, -1, t)
+    r = torch.baddbmm(y.reshape(b * k, nr, t), h3, x3, alpha=-1)
+    gh, gx = torch.bmm(r, x3.mH), torch.bmm(h3.mH, r)
+    return gh.reshape(h.shape), gx.reshape(x.shape), _energy(r.reshape(y.shape))
+
+
+def score_einsum(y: Tensor, h: Tensor, x: Tensor):
+    """torch.einsum throughout."""
+    r = y - torch.einsum("bukrm,bukmt->bkrt", h, x)
+    gh = torch.einsum("bkrt,bukmt->bukrm", r, x.conj())
+    return gh, torch.einsum("bukrm,bkrt->bukmt", h.conj(), r), _energy(r)
+
+
+def score_broadcast(y: Tensor, h: Tensor, x: Tensor):
+    """Broadcast and sum: no matrix product at all; strong for one antenna."""
+    hb, xb = h.unsqueeze(-1), x.unsqueeze(-3)  # [B,U,K,Nr,Nt,1] * [B,U,K,1,Nt,T]
+    if h.shape[1] == 1 and h.shape[-1] == 1:
+        r = y - h[:, 0] * x[:, 0]
+        gh = (r * x[:, 0].conj()).sum(-1, keepdim=True).unsqueeze(1)
+        return gh, (h[:, 0].conj() * r).sum(-2, keepdim=True).unsqueeze(1), _energy(r)
+    r = y - (hb * xb).sum((1, 4))
+    r6 = r[:, None, :, :, None]
+    return (r6 * xb.conj()).sum(-1), (hb.conj() * r6).sum(3), _energy(r)
+
+
+def apply_matmul(h: Tensor, x: Tensor):
+    return (h @ x).sum(1)
+
+
+def apply_einsum(h: Tensor, x: Tensor):
+    return torch.einsum("bukrm,bukmt->bkrt", h, x)
+
+
+def apply_broadcast(h: Tensor, x: Tensor):
+    return (h.unsqueeze(-1) * x.unsqueeze(-3)).sum((1, 4))
+
+
+def adjoint_matmul(h: Tensor, y: Tensor):
+    return h.mH @ y.unsqueeze(1)
+
+
+def adjoint_einsum(h: Tensor, y: Tensor):
+    return torch.einsum("bukrm,bkrt->bukmt", h.conj(), y)
+
+
+def adjoint_broadcast(h: Tensor, y: Tensor):
+    return (h.conj().unsqueeze(-1) * y[:, None, :, :, None]).sum(3)
+
+
+def update_eager(mean, anchor, sample, denoised, score, sigma, above, zeta, score_var):
+    """Elementwise eager code with torch's generator."""
+    delta = above**2 - sigma**2
+    pull = (anchor - sample) + (delta / sigma**2) * (denoised - sample) + score * (delta / score_var)
+    new_mean = mean + zeta * pull
+    lam = sigma**2 * delta / above**2
+    return new_mean, new_mean + math.sqrt(lam) * torch.randn_like(new_mean)
+
+
+def update_addcmul(mean, anchor, sample, denoised, score, sigma, above, zeta, score_var):
+    """The same with fewer passes: add with alpha folds every factor."""
+    delta = above**2 - sigma**2
+    rho = delta / sigma**2
+    new_mean = torch.add(mean, anchor, alpha=zeta)
+    new_mean.add_(sample, alpha=-zeta * (1 + rho)).add_(denoised, alpha=zeta * rho).add_(score, alpha=zeta * delta / score_var)
+    lam = sigma**2 * delta / above**2
+    return new_mean, torch.add(new_mean, torch.randn_like(new_mean), alpha=math.sqrt(lam))
+
+
+def normalise_norm(z: Tensor, power: float):
+    norm = torch.linalg.vector_norm(z, dim=(-3, -2, -1), keepdim=True)
+    return z * (math.sqrt(power * z[0].numel()) / norm), norm.flatten()
+
+
+def normalise_square(z: Tensor, power: float):
+    norm = torch.view_as_real(z).square().sum((1, 2, 3, 4), keepdim=True).sqrt()
+    return z * (math.sqrt(power * z[0].numel()) / norm[..., 0]), norm.flatten()
+
+
+def calibrate_eager(noise_var, var_h, probe_x, probe_y, x_energy, nr, count):
+    return noise_var + ((nr * var_h * (x_energy + probe_x)).sum(1) + probe_y) / count

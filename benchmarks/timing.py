@@ -1,0 +1,127 @@
+"""How things are timed here: interleaved, rotated past the last cache, medians with quartiles.
+
+Side A and side B run in turns inside one process (order alternating), each allocating its own outputs through torch, on
+input sets that rotate over at least four times the last cache. Only ratios of such medians are quoted.
+"""
+
+import csv
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import semcom_fast
+from semcom_fast import _native
+
+RESULTS = Path(__file__).parent / "results"
+MAX_ROTATION = 3 << 30  # bytes of input sets; more would only page
+
+
+def last_cache_bytes() -> int:
+    """Size of the last-level cache as the kernel reports it; 32 MiB when it does not."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
+    return max(sizes, default=32 << 20)
+
+
+def rotation(make: Callable[[int], Any], bytes_per_set: int, hot: bool) -> list[Any]:
+    """Input sets; enough of them to leave the last cache unless `hot`."""
+    if hot:
+        return [make(0)]
+    need = min(4 * last_cache_bytes(), MAX_ROTATION)
+    return [make(i) for i in range(max(2, -(-need // max(bytes_per_set, 1))))]
+
+
+@dataclass
+class Timing:
+    """Seconds per call: median and quartiles over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleave(sides: dict[str, Callable[[int], Any]], rounds: int = 41, target: float = 1e-3) -> dict[str, Timing]:
+    """Time every side in turns; short calls are repeated inside a round so that one sample lasts about `target` s."""
+    names = list(sides)
+    inner = {}
+    for name in names:
+        sides[name](0)
+        start = time.perf_counter()
+        sides[name](1)
+        inner[name] = max(1, min(1000, int(target / max(time.perf_counter() - start, 1e-9))))
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    counter = 2
+    for r in range(rounds):
+        for name in names if r % 2 == 0 else reversed(names):
+            fn, n = sides[name], inner[name]
+            start = time.perf_counter()
+            for i in range(n):
+                fn(counter + i)
+            samples[name].append((time.perf_counter() - start) / n)
+            counter += n
+    out = {}
+    for name, s in samples.items():
+        q = statistics.quantiles(s, n=4)
+        out[name] = Timing(q[1], q[0], q[2])
+    return out
+
+
+def copy_side(total_bytes: int, hot: bool) -> Callable[[int], Any]:
+    """`dst.copy_(src)` on buffers that total `total_bytes`: half read, half written."""
+    half = max(8, total_bytes // 2)
+    sets = rotation(lambda _: (torch.zeros(half, dtype=torch.uint8), torch.zeros(half, dtype=torch.uint8)), 2 * half, hot)
+
+    def copy(i: int) -> None:
+        dst, src = sets[i % len(sets)]
+        dst.copy_(src)
+
+    return copy
+
+
+def cgemm_rate() -> float:
+    """Measured complex64 matrix-product rate of torch at 768^3, in real flops per second."""
+    n = 768
+    a, b = torch.randn(n, n, dtype=torch.complex64), torch.randn(n, n, dtype=torch.complex64)
+    t = interleave({"gemm": lambda i: a @ b}, rounds=15)["gemm"].median
+    return 8 * n**3 / t
+
+
+def machine() -> dict[str, str]:
+    """What every row carries: where, with what, and from which commit it came."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [v for v in cpuinfo.read_text().splitlines() if v.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "device": model,
+        "isa": _native.info().get("cpu level running", "none"),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "semcom_fast": semcom_fast.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write_csv(path: Path, rows: Sequence[Any]) -> None:
+    """One line per row dataclass (or dict), machine columns appended."""
+    if not rows:
+        return
+    host = machine()
+    records = [{**(r if isinstance(r, dict) else asdict(r)), **host} for r in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as f:
+        writer = csv.DictWriter(f, fieldnames=list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)

@@ -1,0 +1,115 @@
+"""The command `semcom-fast`: demo, run, train, bench and info."""
+
+import argparse
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, _native
+from .errors import BackendUnavailable, MissingExtra
+
+# Systems by name; each module has COMMANDS: verb -> (add arguments to a parser, execute them).
+SYSTEMS = {"blind-mimosc": "semcom_fast.systems.blind_mimosc.commands"}
+DEFAULT_SYSTEM = "blind-mimosc"
+VERBS = {
+    "demo": "show a system at work: a table and one picture, in about a minute",
+    "run": "one setting of a system, its figures printed",
+    "train": "train a system's networks; may be stopped and resumed",
+}
+SOURCE_TREE = Path(__file__).resolve().parent.parent
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, exit code 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (try {self.prog} --help)\n")
+
+
+def _system(verb: str, rest: list[str]) -> None:
+    """`rest` is everything after the verb: an optional system name, then that system's own options."""
+    name = rest.pop(0) if rest and not rest[0].startswith("-") else DEFAULT_SYSTEM
+    if name not in SYSTEMS:
+        raise ValueError(f"no system named {name!r}; there: {', '.join(SYSTEMS)}")
+    add, execute = importlib.import_module(SYSTEMS[name]).COMMANDS[verb]
+    parser = _Parser(prog=f"semcom-fast {verb} {name}", description=VERBS[verb])
+    add(parser)
+    execute(parser.parse_args(rest))
+
+
+def _bench_scripts(folder: Path) -> dict[str, Path]:
+    """Benchmarks that can be run by themselves, by stem."""
+    return {
+        path.stem: path for path in sorted(folder.glob("*.py")) if 'if __name__ == "__main__"' in path.read_text()
+    }
+
+
+def _bench(rest: list[str]) -> int:
+    """Run the benchmarks of a source tree, all or those named, one process each; the worst exit code is returned."""
+    folder = SOURCE_TREE / "benchmarks"
+    scripts = _bench_scripts(folder) if folder.is_dir() else {}
+    if not scripts:
+        raise FileNotFoundError(
+            "benchmarks are not installed with the package; clone the source tree and run semcom-fast bench there "
+            f"(looked in {folder})"
+        )
+    parser = _Parser(prog="semcom-fast bench", description=f"Run the benchmarks in {folder}.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(scripts)}")
+    parser.add_argument("--list", action="store_true", help="print their names and stop")
+    args, options = parser.parse_known_args(rest)
+    if args.list:
+        print("\n".join(scripts))
+        return 0
+    unknown = [name for name in args.names if name not in scripts]
+    if unknown:
+        raise ValueError(f"no benchmark named {', '.join(unknown)}; there: {', '.join(scripts)}")
+    codes = []
+    for name in args.names or scripts:
+        print(f"== {name}", flush=True)
+        codes.append(subprocess.run([sys.executable, str(scripts[name]), *options], cwd=SOURCE_TREE).returncode)
+    return max(codes)
+
+
+def _info() -> None:
+    lines = _native.info()
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:{width}}  {value}")
+
+
+def _dispatch(argv: Sequence[str] | None) -> int:
+    parser = _Parser(prog="semcom-fast", description="Fast kernels and systems for semantic communication receivers.")
+    parser.add_argument("--version", action="version", version=f"semcom-fast {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
+    for verb, what in VERBS.items():
+        verbs.add_parser(verb, help=f"{what} [{'|'.join(SYSTEMS)}]", add_help=False)
+    verbs.add_parser("bench", help="run the benchmarks of a source tree", add_help=False)
+    verbs.add_parser("info", help="versions, ISA, threads, what was built and what loaded")
+    args, rest = parser.parse_known_args(argv)
+    if args.verb == "info":
+        if rest:
+            parser.error(f"info takes no arguments, got {' '.join(rest)}")
+        _info()
+        return 0
+    if args.verb == "bench":
+        return _bench(rest)
+    _system(args.verb, rest)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0 on success, 2 with one line on an error a user can mend, 130 on Ctrl-C."""
+    try:
+        return _dispatch(argv)
+    except KeyboardInterrupt as stop:
+        print(f"\nsemcom-fast: {stop or 'interrupted'}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, BackendUnavailable, MissingExtra) as err:
+        print(f"semcom-fast: {' '.join(str(err).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
