@@ -105,8 +105,8 @@ def main() -> int:
     columns = ["file", "arch", "kernel", "registers", "stack", "spill_stores", "spill_loads", "shared", "file_seconds"]
     for row in rows:
         print(
-            "{file:22} {arch} {kernel:36} {registers:>4} registers, stack {stack}, spills {spill_stores}/{spill_loads}, "
-            "static shared {shared}".format(**row)
+            "{file:20} {arch} {kernel:32} {registers:>4} registers, stack {stack}, spills {spill_stores}/{spill_loads}"
+            ", static shared {shared}".format(**row)
         )
     for source, arch in jobs:
         seconds = {r["file_seconds"] for r in rows if r["file"] == source.name and r["arch"] == f"sm_{arch}"}

@@ -8,6 +8,11 @@ inline namespace SF_NS {
 
 constexpr int64_t draw_chunk = 1024;  // reals; a multiple of 4 * pack so that chunks start on a counter
 
+// Chunks per slice of work: about 16k reals, some 20 us, make a thread worth waking.
+inline int64_t chunk_grain(int64_t reals_per_item) {
+  return 16 * draw_chunk / (reals_per_item < draw_chunk ? reals_per_item + 1 : draw_chunk) + 1;
+}
+
 template <class T>
 struct draw_buffer {
   T data[draw_chunk + 64] __attribute__((aligned(64)));

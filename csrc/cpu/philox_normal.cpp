@@ -8,7 +8,7 @@ inline namespace SF_NS {
 template <class T>
 void run_normals(normal_args& a) {
   const int64_t chunks = (a.reals + draw_chunk - 1) / draw_chunk;
-  parallel_for(a.pool, a.items * chunks, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(a.pool, a.items * chunks, chunk_grain(a.reals), [&](int64_t begin, int64_t end) {
     draw_buffer<T> buffer;
     for (int64_t j = begin; j < end; ++j) {
       const int64_t item = j / chunks, first = j % chunks * draw_chunk;

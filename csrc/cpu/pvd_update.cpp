@@ -75,7 +75,7 @@ template <class T>
 void run_update(pvd_args& a) {
   const int64_t item = a.g * a.e, chunks = (item + draw_chunk - 1) / draw_chunk;
   a.bad = -1;
-  parallel_for(a.pool, a.b * chunks, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(a.pool, a.b * chunks, chunk_grain(item), [&](int64_t begin, int64_t end) {
     draw_buffer<T> buffer;
     for (int64_t j = begin; j < end; ++j) {
       const int64_t b = j / chunks, last = j % chunks * draw_chunk + draw_chunk;

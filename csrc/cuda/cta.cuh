@@ -15,7 +15,8 @@
 #if defined(__CUDACC__)
 #define SF_NO_UNROLL _Pragma("unroll 1")
 #else
-#define SF_NO_UNROLL
+#define
+SF_NO_UNROLL
 #endif
 
 namespace sf::cuda {
@@ -71,8 +72,8 @@ struct stream {
   int64_t h, x;
 };
 
-// block_args with types, and the products of sizes that addresses need. Sizes of one block fit 31 bits (plan.hpp checks);
-// offsets are 64-bit.
+// block_args with types, and the products of sizes that addresses need. Sizes of one block fit 31 bits (plan.hpp
+// checks); offsets are 64-bit.
 template <class T>
 struct blocks {
   using real = T;
@@ -88,14 +89,37 @@ struct blocks {
   divisor by_k, by_nt;
 
   explicit blocks(const block_args& a)
-      : y(static_cast<const entry*>(a.y)), h(static_cast<const entry*>(a.h)), x(static_cast<const entry*>(a.x)),
-        probe(static_cast<const entry*>(a.probe)), out_y(static_cast<entry*>(a.out_y)),
-        out_h(static_cast<entry*>(a.out_h)), out_x(static_cast<entry*>(a.out_x)), energies(a.energies),
-        noise_var(static_cast<const T*>(a.noise_var)), y_b(a.y_b), h_b(a.h_b), x_b(a.x_b), probe_b(a.probe_b),
-        noise_var_b(a.noise_var_b), out_y_b(a.k * a.nr * a.t), out_h_b(a.u * a.k * a.nr * a.nt),
-        out_x_b(a.u * a.k * a.nt * a.t), y_k(a.nr * a.t), h_k(a.nr * a.nt), x_k(a.nt * a.t), h_u(a.k * h_k), x_u(a.k * x_k),
-        n(a.b * a.k), k(a.k), u(int32_t(a.u)), nr(int32_t(a.nr)), nt(int32_t(a.nt)), t(int32_t(a.t)),
-        m(int32_t(a.u * a.nt)), by_k(a.k), by_nt(a.nt) {}
+      : y(static_cast<const entry*>(a.y)),
+        h(static_cast<const entry*>(a.h)),
+        x(static_cast<const entry*>(a.x)),
+        probe(static_cast<const entry*>(a.probe)),
+        out_y(static_cast<entry*>(a.out_y)),
+        out_h(static_cast<entry*>(a.out_h)),
+        out_x(static_cast<entry*>(a.out_x)),
+        energies(a.energies),
+        noise_var(static_cast<const T*>(a.noise_var)),
+        y_b(a.y_b),
+        h_b(a.h_b),
+        x_b(a.x_b),
+        probe_b(a.probe_b),
+        noise_var_b(a.noise_var_b),
+        out_y_b(a.k * a.nr * a.t),
+        out_h_b(a.u * a.k * a.nr * a.nt),
+        out_x_b(a.u * a.k * a.nt * a.t),
+        y_k(a.nr * a.t),
+        h_k(a.nr * a.nt),
+        x_k(a.nt * a.t),
+        h_u(a.k * h_k),
+        x_u(a.k * x_k),
+        n(a.b * a.k),
+        k(a.k),
+        u(int32_t(a.u)),
+        nr(int32_t(a.nr)),
+        nt(int32_t(a.nt)),
+        t(int32_t(a.t)),
+        m(int32_t(a.u * a.nt)),
+        by_k(a.k),
+        by_nt(a.nt) {}
 
   SF_HD spot at(int64_t i) const {
     const int64_t b = n <= 0x7fffffff ? int64_t(by_k(int32_t(i))) : i / k;
@@ -125,8 +149,8 @@ struct blocks {
   SF_HD int32_t energy_count() const { return probe ? 2 + u : 1; }  // columns of `energies` that are written
 };
 
-// Who works on what: a CTA is `group` blocks of `per_block` threads each, or, when a block has more tiles than a CTA has
-// threads, one of the block's `segments`. It follows from the sizes of a block alone, never from the batch.
+// Who works on what: a CTA is `group` blocks of `per_block` threads each, or, when a block has more tiles than a CTA
+// has threads, one of the block's `segments`. It follows from the sizes of a block alone, never from the batch.
 struct split {
   int32_t group, per_block, segments;
 };

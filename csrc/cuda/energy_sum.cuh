@@ -1,5 +1,5 @@
-// The second kernel of likelihood_score: sums the block energies [B,K,2+U] over the K blocks in float64 and rounds once.
-// The order follows from K alone: lane j of an item's `lanes` threads adds blocks j, j + lanes, ..., then a tree.
+// The second kernel of likelihood_score: sums the block energies [B,K,2+U] over the K blocks in float64 and rounds
+// once. The order follows from K alone: lane j of an item's `lanes` threads adds blocks j, j + lanes, ..., then a tree.
 #pragma once
 #include "cta.cuh"
 

@@ -29,7 +29,8 @@ struct launcher {
   const char* op;
   template <class Body>
   void operator()(const Body& body, const launch_shape& g) const {
-    run_body<Body><<<unsigned(g.ctas), dim3(unsigned(g.per_block), unsigned(g.group)), size_t(g.shared_bytes), stream>>>(body);
+    run_body<Body>
+        <<<unsigned(g.ctas), dim3(unsigned(g.per_block), unsigned(g.group)), size_t(g.shared_bytes), stream>>>(body);
     check(cudaGetLastError(), op);
   }
 };

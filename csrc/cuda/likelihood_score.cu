@@ -1,5 +1,5 @@
-// R = Y - sum_u H X in one pass over memory: R X^H/noise_var, H^H R/noise_var and block energies. Nr <= 8 with 1, 2, 4 or
-// 8 streams: score_columns.cuh; other sizes: staged.cuh. A second kernel (energy_sum.cuh) adds the block energies.
+// R = Y - sum_u H X in one pass over memory: R X^H/noise_var, H^H R/noise_var and block energies. Nr <= 8 with 1, 2, 4
+// or 8 streams: score_columns.cuh; other sizes: staged.cuh. A second kernel (energy_sum.cuh) adds the block energies.
 #include "launch.cuh"
 
 namespace sf::cuda {

@@ -1,5 +1,6 @@
 // Which body runs, with which template arguments and on which grid. Pure host code over sizes, strides and alignment,
-// so the tests walk the very table that the launches use. The batch never takes part: a split batch gives the same bits.
+// so the tests walk the very table that the launches use. The batch never takes part: a split batch gives the same
+// bits.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -11,13 +12,14 @@
 
 namespace sf::cuda {
 
-constexpr int64_t max_grid = 0x7fffffff;           // CTAs along x; y and z (65535) are not used
-constexpr int32_t max_shared = 48 * 1024;          // no opt-in needed
-constexpr int32_t most_rows_for_tiles = 16;        // adjoint: longer sums over antennas are split over threads (staged)
+constexpr int64_t max_grid = 0x7fffffff;     // CTAs along x; y and z (65535) are not used
+constexpr int32_t max_shared = 48 * 1024;    // no opt-in needed
+constexpr int32_t most_rows_for_tiles = 16;  // adjoint: longer sums over antennas are split over threads (staged)
 
 inline int64_t ceil_div64(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks of `per_block` threads side by side in at most `most` threads, wasting as few lanes of the last warp as possible.
+// Blocks of `per_block` threads side by side in at most `most` threads, wasting as few lanes of the last warp as
+// possible.
 inline int32_t group_size(int32_t per_block, int32_t most) {
   int32_t best = 1;
   double best_fill = 0;
@@ -43,8 +45,8 @@ template <class Body>
 chunks fit_chunks(const block_args& a, int32_t ct) {
   chunks c{int32_t(a.nr), int32_t(a.u * a.nt), int32_t(a.t)};
   const auto fits = [&] {
-    const int64_t entries = (int64_t(c.rows) + c.slots) * (int64_t(c.streams) + c.rows + 8);  // too many, but never by far
-    return entries < (1 << 24) && Body::memory(nullptr, c, Body::max_threads, 0).bytes <= max_shared;
+    const int64_t most_entries = (int64_t(c.rows) + c.slots) * (int64_t(c.streams) + c.rows + 8);  // so `bytes` fits
+    return most_entries < (1 << 24) && typename Body::memory(nullptr, c, Body::max_threads, 0).bytes <= max_shared;
   };
   if (fits()) return c;
   if (c.slots > 32) c.slots = 32;
@@ -56,7 +58,8 @@ chunks fit_chunks(const block_args& a, int32_t ct) {
 
 inline int32_t staged_threads(const chunks& c, int32_t ct, bool score) {
   const int64_t pairs = ceil_div(c.streams, 2), pieces = c.slots / ct;
-  const int64_t first = ceil_div(c.rows, 4) * pieces, second = pairs * pieces + (score ? ceil_div(c.rows, 2) * pairs : 0);
+  const int64_t first = ceil_div(c.rows, 4) * pieces,
+                second = pairs * pieces + (score ? ceil_div(c.rows, 2) * pairs : 0);
   return split_tiles(first > second ? first : second, 256).per_block;
 }
 
@@ -82,22 +85,28 @@ void run_body_on(const Run& run, const Body& body, const launch_shape& g) {
   if (g.ctas) run(body, g);
 }
 
-// ---- blockdiag_apply -------------------------------------------------------------------------------------------------
+// ---- blockdiag_apply ----
 template <class T, int M, int CT, class Run>
 void apply_on(const block_args& a, const Run& run) {
   const int32_t rows = ceil_div(int32_t(a.nr), 4), cols = int32_t(a.t / CT);
   const split s = split_tiles(int64_t(rows) * cols, 128);
-  run_body_on(run, apply_tiles<T, M, CT>{blocks<T>(a), s, rows, cols, divisor(cols), divisor(s.segments)}, shape(s, a.b * a.k, 0));
+  run_body_on(run, apply_tiles<T, M, CT>{blocks<T>(a), s, rows, cols, divisor(cols), divisor(s.segments)},
+              shape(s, a.b * a.k, 0));
 }
 
 template <class T, int CT, class Run>
 void apply_of_streams(const block_args& a, const Run& run) {
   switch (a.u * a.nt) {
-    case 1: return apply_on<T, 1, CT>(a, run);
-    case 2: return apply_on<T, 2, CT>(a, run);
-    case 4: return apply_on<T, 4, CT>(a, run);
-    case 8: return apply_on<T, 8, CT>(a, run);
-    default: return apply_on<T, 0, CT>(a, run);
+    case 1:
+      return apply_on<T, 1, CT>(a, run);
+    case 2:
+      return apply_on<T, 2, CT>(a, run);
+    case 4:
+      return apply_on<T, 4, CT>(a, run);
+    case 8:
+      return apply_on<T, 8, CT>(a, run);
+    default:
+      return apply_on<T, 0, CT>(a, run);
   }
 }
 
@@ -108,7 +117,7 @@ void plan_apply(const block_args& a, const Run& run) {
   pairs_of_columns(a) ? apply_of_streams<float, 2>(a, run) : apply_of_streams<float, 1>(a, run);
 }
 
-// ---- staged adjoint and score ----------------------------------------------------------------------------------------
+// ---- staged adjoint and score ----
 template <class T, int CT, bool Score, class Run>
 void staged_on(const block_args& a, const Run& run) {
   using Body = staged<T, CT, Score>;
@@ -123,21 +132,25 @@ void staged_on(const block_args& a, const Run& run) {
   run_body_on(run, body, shape(s, a.b * a.k, body.shared_bytes()));
 }
 
-// ---- blockdiag_adjoint -----------------------------------------------------------------------------------------------
+// ---- blockdiag_adjoint ----
 template <class T, int MT, int CT, class Run>
 void adjoint_on(const block_args& a, const Run& run) {
   const int32_t streams = ceil_div(int32_t(a.u * a.nt), MT), cols = int32_t(a.t / CT);
   const split s = split_tiles(int64_t(streams) * cols, 128);
-  run_body_on(run, adjoint_tiles<T, MT, CT>{blocks<T>(a), s, streams, cols, divisor(cols), divisor(s.segments)}, shape(s, a.b * a.k, 0));
+  run_body_on(run, adjoint_tiles<T, MT, CT>{blocks<T>(a), s, streams, cols, divisor(cols), divisor(s.segments)},
+              shape(s, a.b * a.k, 0));
 }
 
 template <class T, int CT, class Run>
 void adjoint_of_streams(const block_args& a, const Run& run) {
   if (a.nr > most_rows_for_tiles) return staged_on<T, CT, false>(a, run);
   switch (a.u * a.nt) {
-    case 1: return adjoint_on<T, 1, CT>(a, run);
-    case 2: return adjoint_on<T, 2, CT>(a, run);
-    default: return adjoint_on<T, 4, CT>(a, run);
+    case 1:
+      return adjoint_on<T, 1, CT>(a, run);
+    case 2:
+      return adjoint_on<T, 2, CT>(a, run);
+    default:
+      return adjoint_on<T, 4, CT>(a, run);
   }
 }
 
@@ -148,7 +161,7 @@ void plan_adjoint(const block_args& a, const Run& run) {
   pairs_of_columns(a) ? adjoint_of_streams<float, 2>(a, run) : adjoint_of_streams<float, 1>(a, run);
 }
 
-// ---- likelihood_score ------------------------------------------------------------------------------------------------
+// ---- likelihood_score ----
 template <class T, int RT, int M, int CT, class Run>
 bool columns_on(const block_args& a, const Run& run) {
   if (a.t / CT > 128) return false;
@@ -164,19 +177,26 @@ bool columns_on(const block_args& a, const Run& run) {
 template <class T, int RT, int CT, class Run>
 bool columns_of_streams(const block_args& a, const Run& run) {
   switch (a.u * a.nt) {
-    case 1: return columns_on<T, RT, 1, CT>(a, run);
-    case 2: return columns_on<T, RT, 2, CT>(a, run);
-    case 4: return columns_on<T, RT, 4, CT>(a, run);
-    case 8: return columns_on<T, RT, 8, CT>(a, run);
-    default: return false;
+    case 1:
+      return columns_on<T, RT, 1, CT>(a, run);
+    case 2:
+      return columns_on<T, RT, 2, CT>(a, run);
+    case 4:
+      return columns_on<T, RT, 4, CT>(a, run);
+    case 8:
+      return columns_on<T, RT, 8, CT>(a, run);
+    default:
+      return false;
   }
 }
 
 template <class T, int CT, class Run>
 void score_of_rows(const block_args& a, const Run& run) {
   bool done = false;
-  if (a.nr <= 4) done = columns_of_streams<T, 4, CT>(a, run);
-  else if (a.nr <= 8) done = columns_of_streams<T, 8, 1>(a, run);
+  if (a.nr <= 4)
+    done = columns_of_streams<T, 4, CT>(a, run);
+  else if (a.nr <= 8)
+    done = columns_of_streams<T, 8, 1>(a, run);
   if (!done) staged_on<T, CT, true>(a, run);
 }
 
@@ -192,8 +212,15 @@ void sum_on(const block_args& a, void* energy, void* probe_x, void* probe_y, con
   const int32_t columns = a.probe ? 2 + int32_t(a.u) : 1;
   int32_t lanes = 1;
   while (lanes < a.k && lanes < 256) lanes *= 2;
-  const energy_sum<T> body{a.energies, a.b, a.k, int32_t(a.u), columns, lanes, static_cast<T*>(energy),
-                           static_cast<T*>(probe_x), static_cast<T*>(probe_y)};
+  const energy_sum<T> body{a.energies,
+                           a.b,
+                           a.k,
+                           int32_t(a.u),
+                           columns,
+                           lanes,
+                           static_cast<T*>(energy),
+                           static_cast<T*>(probe_x),
+                           static_cast<T*>(probe_y)};
   run_body_on(run, body, {ceil_div64(a.b * lanes, 256) * columns, lanes, 256 / lanes, 256 * int32_t(sizeof(double))});
 }
 

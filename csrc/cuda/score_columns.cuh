@@ -1,15 +1,16 @@
-// likelihood_score for small blocks (Nr <= RT, M = U*Nt compiled in): one thread per CT time slots, a CTA of many blocks.
+// likelihood_score for small blocks (Nr <= RT, M = U*Nt compiled in): one thread per CT time slots, a CTA of many
+// blocks.
 //
 //   load      X and Y columns to registers, 8 or 16 bytes each and all in flight together; H to shared memory
 //   residual  R = Y - H X in registers; H^H R straight from them to global memory; R and X also to shared memory
 //   outer     R X^H from shared memory, one thread per 2 x GC entries
 //
 // Why shared memory for R X^H: it sums over time slots, that is over threads. Shuffling costs 2*RT*M reals over a group
-// of T/CT lanes (12 for T = 24, no power of two): at best 31 exchanges per 32 sums in a full warp, about 160 instructions
-// a thread for 4x4x24. Here a thread stores (RT + M)*CT entries (8 stores for 4x4) and two of three threads read 3 rows
-// of T entries (36 loads of 16 bytes): a third of the instructions, any T, and the sums run in slot order, so the
-// result depends on nothing but the block.
-// Traffic is the minimum: every input is read once, every output written once, R never leaves the CTA.
+// of T/CT lanes (12 for T = 24, no power of two): at best 31 exchanges per 32 sums in a full warp, about 160
+// instructions a thread for 4x4x24. Here a thread stores (RT + M)*CT entries (8 stores for 4x4) and two of three
+// threads read 3 rows of T entries (36 loads of 16 bytes): a third of the instructions, any T, and the sums run in slot
+// order, so the result depends on nothing but the block. Traffic is the minimum: every input is read once, every output
+// written once, R never leaves the CTA.
 #pragma once
 #include "cta.cuh"
 
@@ -127,8 +128,8 @@ struct score_columns {
     for (int r = 0; r < RT; ++r)
       SF_UNROLL
       for (int c = 0; c < CT; ++c) q[r][c] = product<Col, false>::zero();
-    multiply_tile<Col>(q, M, [&](int r, int64_t m) { return scalar(h[r * M + m]); },
-                       [&](int64_t m, int c) { return x[m].c[c]; });
+    multiply_tile<Col>(
+        q, M, [&](int r, int64_t m) { return scalar(h[r * M + m]); }, [&](int64_t m, int c) { return x[m].c[c]; });
   }
 
   SF_HD double residual(thread_place p, const memory& mem, state& z) const {
@@ -155,8 +156,9 @@ struct score_columns {
       x_row[j] = m.x;
       v.next(m);
     }
-    adjoint_tile<Col>(r, M, [&](int i, int64_t j) { return scalar(h[i * M + j]); },
-                      x_writer{v.out_x_of(z.at) + p.p * CT, x_row, mem.scale[p.g], z.x});
+    adjoint_tile<Col>(
+        r, M, [&](int i, int64_t j) { return scalar(h[i * M + j]); },
+        x_writer{v.out_x_of(z.at) + p.p * CT, x_row, mem.scale[p.g], z.x});
     return sum;
   }
 

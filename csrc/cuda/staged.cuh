@@ -1,11 +1,13 @@
-// blockdiag_adjoint and likelihood_score for every size the small kernels leave: blocks are staged through shared memory
-// in chunks of rows, streams and time slots, and each product is cut into register tiles that any thread can take:
+// blockdiag_adjoint and likelihood_score for every size the small kernels leave: blocks are staged through shared
+// memory in chunks of rows, streams and time slots, and each product is cut into register tiles that any thread can
+// take:
 //   R  = Y - H X   4 rows x CT slots      (score; the adjoint has R = Y)
 //   GX = H^H R     2 streams x CT slots
 //   GH = R X^H     2 rows x 2 streams     (score)
-// A block that fits is one chunk, so every input is read once and every output written once. Otherwise GX grows over row
-// chunks and GH over slot chunks in global memory; a tile always belongs to the same thread, so no atomics are needed.
-// Tile rows are interleaved (row, row + rows/4, ...) and rows padded to an odd number of pieces: no bank conflicts.
+// A block that fits is one chunk, so every input is read once and every output written once. Otherwise GX grows over
+// row chunks and GH over slot chunks in global memory; a tile always belongs to the same thread, so no atomics are
+// needed. Tile rows are interleaved (row, row + rows/4, ...) and rows padded to an odd number of pieces: no bank
+// conflicts.
 #pragma once
 #include "cta.cuh"
 
@@ -17,14 +19,15 @@ struct chunks {
 
 template <class T, int CT, bool Score>
 struct staged {
-  static constexpr int max_threads = 256, min_ctas = Score ? (sizeof(T) == 8 ? 2 : 3) : 0, RT = 4, lanes = 16;
+  static constexpr int max_threads = 256, min_ctas = Score ? 2 : 0, RT = 4, lanes = 16;
   using Col = one_col<T>;
   using entry = wide<T, 1>;
   blocks<T> v;
   split s;  // one segment
   chunks c;
 
-  struct memory {  // scale, H [rows][h_row], X [streams][row], R [rows][row] of one block; energy partials reuse H, X, R
+  struct memory {  // scale, H [rows][h_row], X [streams][row], R [rows][row] of one block; energy partials reuse H, X,
+                   // R
     T* scale;
     entry *h, *x, *r;
     double *part, *lane;
@@ -137,7 +140,7 @@ struct staged {
         const entry *hs[RT], *xs = w.m.x + col;
         SF_UNROLL
         for (int i = 0; i < RT; ++i) hs[i] = w.m.h + least(row + i * step, k.rows - 1) * w.m.h_row;
-        multiply<RT>(p, k.streams, [&](int i, int64_t q) { return scalar(hs[i][q]); }, xs, w.m.row);
+        multiply(p, k.streams, [&](int i, int64_t q) { return scalar(hs[i][q]); }, xs, w.m.row);
       }
       SF_UNROLL
       for (int i = 0; i < RT; ++i) {
@@ -160,8 +163,8 @@ struct staged {
   }
 
   // multiply_tile with the rows of `b` in shared memory, CT entries a load
-  template <int N, class A>
-  SF_HD static void multiply(product<Col, false> (&p)[N][CT], int32_t n, const A& a, const entry* b, int32_t row) {
+  template <int N, bool Conj, class A>
+  SF_HD static void multiply(product<Col, Conj> (&p)[N][CT], int32_t n, const A& a, const entry* b, int32_t row) {
     wide<T, CT> piece{};
     multiply_tile<Col>(p, n, a, [&](int64_t q, int j) {
       if (j == 0) piece = load<CT>(b + int32_t(q) * row);
@@ -183,19 +186,16 @@ struct staged {
   }
 
   SF_HD void x_tile(const work& w, const chunk& k, int32_t q0, int32_t pairs, int32_t col, T scale) const {
-    product<Col, false> p[2][CT];
+    product<Col, true> p[2][CT];
     const entry* hs[2];
     SF_UNROLL
     for (int i = 0; i < 2; ++i) {
       hs[i] = w.m.h + least(q0 + i * pairs, k.streams - 1);
       SF_UNROLL
-      for (int j = 0; j < CT; ++j) p[i][j] = product<Col, false>::zero();
+      for (int j = 0; j < CT; ++j) p[i][j] = product<Col, true>::zero();
     }
-    const auto conj = [&](int i, int64_t r) {
-      const scalar2<T> h = scalar(hs[i][int32_t(r) * w.m.h_row]);
-      return scalar2<T>{h.re, -h.im};
-    };
-    multiply<2>(p, k.rows, conj, w.m.r + col, w.m.row);
+    const auto h_at = [&](int i, int64_t r) { return scalar(hs[i][int32_t(r) * w.m.h_row]); };
+    multiply(p, k.rows, h_at, w.m.r + col, w.m.row);
     SF_UNROLL
     for (int i = 0; i < 2; ++i) {
       if (q0 + i * pairs >= k.streams) continue;
@@ -211,7 +211,8 @@ struct staged {
     }
   }
 
-  SF_HD void h_tile(const work& w, const chunk& k, int32_t r0, int32_t row_pairs, int32_t q0, int32_t pairs, T scale) const {
+  SF_HD void h_tile(const work& w, const chunk& k, int32_t r0, int32_t row_pairs, int32_t q0, int32_t pairs,
+                    T scale) const {
     product<Col, true> p[2][2];
     const entry *rs[2], *xs[2];
     SF_UNROLL

@@ -1,6 +1,6 @@
-// Bodies without shared memory: one thread computes one tile of the result straight from global memory. H, read by every
-// column's thread, and X or Y, read by every row's, come out of L1; neighbouring threads own neighbouring columns, so each
-// access of a warp is contiguous.
+// Bodies without shared memory: one thread computes one tile of the result straight from global memory. H, read by
+// every column's thread, and X or Y, read by every row's, come out of L1; neighbouring threads own neighbouring
+// columns, so each access of a warp is contiguous.
 #pragma once
 #include "cta.cuh"
 
@@ -33,7 +33,7 @@ struct apply_tiles {
     const auto* h = v.h_of(at);
     const auto* x = v.x_of(at) + col * CT;
     int64_t h_row[RT];  // past the last row: its own again, computed and not stored
-    SF_UNROLL
+                        SF_UNROLL
     for (int i = 0; i < RT; ++i) h_row[i] = int64_t(row + i * row_tiles < v.nr ? row + i * row_tiles : v.nr - 1) * v.nt;
     product<Col, false> p[RT][CT];
     SF_UNROLL
@@ -49,16 +49,18 @@ struct apply_tiles {
         xs[q] = load<CT>(x + m.x), h_col[q] = m.h;
         v.next(m);
       }
-      multiply_tile<Col>(p, M, [&](int i, int64_t q) { return scalar(h[h_col[q] + h_row[i]]); },
-                         [&](int64_t q, int c) { return xs[q].c[c]; });
+      multiply_tile<Col>(
+          p, M, [&](int i, int64_t q) { return scalar(h[h_col[q] + h_row[i]]); },
+          [&](int64_t q, int c) { return xs[q].c[c]; });
     } else {
       for (int32_t user = 0; user < v.u; ++user, h += v.h_u, x += v.x_u) {
         wide<T, CT> xs;
-        multiply_tile<Col>(p, v.nt, [&](int i, int64_t j) { return scalar(h[h_row[i] + j]); },
-                           [&](int64_t j, int c) {
-                             if (c == 0) xs = load<CT>(x + j * v.t);
-                             return xs.c[c];
-                           });
+        multiply_tile<Col>(
+            p, v.nt, [&](int i, int64_t j) { return scalar(h[h_row[i] + j]); },
+            [&](int64_t j, int c) {
+              if (c == 0) xs = load<CT>(x + j * v.t);
+              return xs.c[c];
+            });
       }
     }
     auto* out = v.out_y_of(at) + col * CT;
@@ -73,7 +75,8 @@ struct apply_tiles {
   }
 };
 
-// X_u = H_u^H Y for few receive antennas. A tile is MT streams by CT columns; the thread walks down Y four rows at a time.
+// X_u = H_u^H Y for few receive antennas. A tile is MT streams by CT columns; the thread walks down Y four rows at a
+// time.
 template <class T, int MT, int CT>
 struct adjoint_tiles {
   static constexpr int max_threads = 128, min_ctas = MT == 4 ? 8 : 0, RT = 4;  // at most 64 registers
@@ -111,7 +114,7 @@ struct adjoint_tiles {
     for (int q = 0; q < MT; ++q) {
       h_col[q] = m.h;
       if (m0 + q + 1 < v.m) v.next(m);  // past the last stream: that one again, computed and not stored
-      SF_UNROLL
+                                        SF_UNROLL
       for (int c = 0; c < CT; ++c) g[q][c] = product<Col, true>::zero();
     }
     SF_NO_UNROLL

@@ -2,7 +2,8 @@
 // double-precision loops. Prints, per body, the worst error as a fraction of its bound; exits 1 on any failure.
 //
 // Bounds: a sum of n complex products has an error of at most (2n + 4) u sum |a||b|, u the unit roundoff. R has n = M
-// plus Y; H^H R and R X^H carry R's bound through n = Nr or T terms; an energy moves by 2|R| dR + dR^2, and is rounded once.
+// plus Y; H^H R and R X^H carry R's bound through n = Nr or T terms; an energy moves by 2|R| dR + dR^2, and is rounded
+// once.
 #include <cmath>
 #include <complex>
 #include <cstdio>
@@ -20,9 +21,9 @@ using cplx = std::complex<double>;
 
 struct sizes {
   int64_t b, u, k, nr, nt, t;
-  int shared;       // bit 0: y, 1: h, 2: x, 3: probe have batch stride 0
-  int offset;       // complex entries by which x starts off a 16-byte boundary
-  int noise;        // 0 none, 1 one number, 2 one per item
+  int shared;  // bit 0: y, 1: h, 2: x, 3: probe have batch stride 0
+  int offset;  // complex entries by which x starts off a 16-byte boundary
+  int noise;   // 0 none, 1 one number, 2 one per item
   bool probe;
 };
 
@@ -30,8 +31,8 @@ std::map<std::string, double> worst;  // body -> largest error / bound
 int failures = 0;
 
 void fail(const char* what, const sizes& n) {
-  std::printf("FAIL %s: B U K Nr Nt T = %ld %ld %ld %ld %ld %ld, shared %d offset %d\n", what, long(n.b), long(n.u), long(n.k),
-              long(n.nr), long(n.nt), long(n.t), n.shared, n.offset);
+  std::printf("FAIL %s: B U K Nr Nt T = %ld %ld %ld %ld %ld %ld, shared %d offset %d\n", what, long(n.b), long(n.u),
+              long(n.k), long(n.nr), long(n.nt), long(n.t), n.shared, n.offset);
   ++failures;
 }
 
@@ -59,9 +60,15 @@ struct problem {
   block_args a{};
 
   problem(const sizes& s, unsigned seed)
-      : n(s), random(seed), hn(s.u * s.k * s.nr * s.nt), xn(s.u * s.k * s.nt * s.t), yn(s.k * s.nr * s.t),
-        y(2 * yn * (s.shared & 1 ? 1 : s.b), 0, &random), h(2 * hn * (s.shared & 2 ? 1 : s.b), 0, &random),
-        x(2 * xn * (s.shared & 4 ? 1 : s.b), s.offset, &random), probe(2 * xn * (s.shared & 8 ? 1 : s.b), 0, &random),
+      : n(s),
+        random(seed),
+        hn(s.u * s.k * s.nr * s.nt),
+        xn(s.u * s.k * s.nt * s.t),
+        yn(s.k * s.nr * s.t),
+        y(2 * yn * (s.shared & 1 ? 1 : s.b), 0, &random),
+        h(2 * hn * (s.shared & 2 ? 1 : s.b), 0, &random),
+        x(2 * xn * (s.shared & 4 ? 1 : s.b), s.offset, &random),
+        probe(2 * xn * (s.shared & 8 ? 1 : s.b), 0, &random),
         noise_var(s.b, 0, &random) {
     for (int64_t i = 0; i < s.b; ++i) noise_var.p[i] = std::abs(noise_var.p[i]) + T(0.1);
     a.is_double = sizeof(T) == 8;
@@ -85,8 +92,12 @@ struct outputs {
   buffer<T> y, h, x, energy, probe_x, probe_y;
   buffer<double> energies;
   explicit outputs(const problem<T>& p)
-      : y(2 * p.yn * p.n.b, 0, nullptr), h(2 * p.hn * p.n.b, 0, nullptr), x(2 * p.xn * p.n.b, 0, nullptr),
-        energy(p.n.b, 0, nullptr), probe_x(p.n.b * p.n.u, 0, nullptr), probe_y(p.n.b, 0, nullptr),
+      : y(2 * p.yn * p.n.b, 0, nullptr),
+        h(2 * p.hn * p.n.b, 0, nullptr),
+        x(2 * p.xn * p.n.b, 0, nullptr),
+        energy(p.n.b, 0, nullptr),
+        probe_x(p.n.b * p.n.u, 0, nullptr),
+        probe_y(p.n.b, 0, nullptr),
         energies(p.n.b * p.n.k * (2 + p.n.u), 0, nullptr) {}
 };
 
@@ -182,7 +193,8 @@ void compare(const problem<T>& p, const outputs<T>& o, int op, const std::vector
     energies.add(double(o.probe_y.p[b]), probe_y, d_probe_y + 2 * u * probe_y + 1e-14 * probe_y);
     for (int64_t user = 0; user < n.u; ++user) {
       double want = 0;
-      for (int64_t i = 0; i < p.xn / n.u; ++i) want += std::norm(p.probe.at((n.shared & 8 ? 0 : b * p.xn) + user * p.xn / n.u + i));
+      for (int64_t i = 0; i < p.xn / n.u; ++i)
+        want += std::norm(p.probe.at((n.shared & 8 ? 0 : b * p.xn) + user * p.xn / n.u + i));
       energies.add(double(o.probe_x.p[b * n.u + user]), want, 2 * u * want + 1e-14 * want);
     }
   }
@@ -209,13 +221,16 @@ void check(const sizes& n, unsigned seed) {
     if (n.b < 2) continue;
     problem<T> tail = problem<T>(n, seed);  // items 1.. alone
     tail.n.b = tail.a.b = n.b - 1;
-    const auto move = [](const void*& q, int64_t reals) { if (q) q = static_cast<const T*>(q) + reals; };
+    const auto move = [](const void*& q, int64_t reals) {
+      if (q) q = static_cast<const T*>(q) + reals;
+    };
     move(tail.a.y, 2 * tail.a.y_b), move(tail.a.h, 2 * tail.a.h_b), move(tail.a.x, 2 * tail.a.x_b);
     move(tail.a.probe, 2 * tail.a.probe_b), move(tail.a.noise_var, tail.a.noise_var_b);
     outputs<T> part(tail);
     run_all(tail, part, thread_order::forward, op, bodies);
-    const bool same = same_bits(o.y, part.y, 2 * p.yn) && same_bits(o.h, part.h, 2 * p.hn) && same_bits(o.x, part.x, 2 * p.xn) &&
-                      same_bits(o.energy, part.energy, 1) && same_bits(o.probe_x, part.probe_x, n.u);
+    const bool same = same_bits(o.y, part.y, 2 * p.yn) && same_bits(o.h, part.h, 2 * p.hn) &&
+                      same_bits(o.x, part.x, 2 * p.xn) && same_bits(o.energy, part.energy, 1) &&
+                      same_bits(o.probe_x, part.probe_x, n.u);
     if (!same) fail("splitting the batch changes bits", n);
   }
 }
@@ -229,14 +244,17 @@ int main(int argc, char** argv) {
     for (int64_t nr : {1, 3, 4, 5, 8})
       for (int64_t t : {24, 7})
         cases.push_back({3, nr % 2 ? m : 1, 3, nr, nr % 2 ? 1 : m, t, int(nr + m) % 16, 0, int(nr) % 3, nr != 4});
-  const std::vector<sizes> more = {
-      {2, 1, 2, 64, 8, 24, 0, 0, 2, true},    {1, 1, 2, 128, 16, 24, 0, 0, 1, false}, {1, 1, 1, 128, 16, 24, 0, 0, 0, true},
-      {2, 2, 3, 4, 2, 24, 2, 0, 2, true},     {2, 2, 2, 3, 3, 10, 0, 0, 2, true},     {2, 3, 2, 5, 1, 5, 4, 0, 1, true},
-      {5, 1, 1, 2, 3, 1, 0, 0, 2, true},      {3, 1, 40, 1, 1, 1, 0, 0, 2, true},     {1, 1, 300, 1, 1, 2, 0, 0, 1, true},
-      {2, 1, 2, 4, 4, 24, 0, 1, 2, true},     {2, 1, 2, 9, 4, 6, 15, 0, 2, true},     {1, 1, 1, 70, 40, 51, 0, 0, 2, true},
-      {1, 2, 1, 33, 50, 70, 0, 0, 1, true},   {2, 1, 1, 4, 4, 300, 0, 0, 2, true},    {1, 1, 1, 17, 5, 9, 0, 1, 0, false},
-      {1, 5, 2, 16, 3, 8, 0, 0, 2, true},     {1, 1, 2, 200, 1, 2, 0, 0, 2, true},    {9, 1, 1, 4, 4, 24, 0, 0, 2, false},
-      {1, 1, 1, 1, 100, 2, 0, 0, 0, true},    {2, 1, 1, 700, 3, 4, 8, 0, 2, true},    {1, 1, 1, 3, 2, 900, 0, 0, 2, true}};
+  const std::vector<sizes> more = {{2, 1, 2, 64, 8, 24, 0, 0, 2, true},   {1, 1, 2, 128, 16, 24, 0, 0, 1, false},
+                                   {1, 1, 1, 128, 16, 24, 0, 0, 0, true}, {2, 2, 3, 4, 2, 24, 2, 0, 2, true},
+                                   {2, 2, 2, 3, 3, 10, 0, 0, 2, true},    {2, 3, 2, 5, 1, 5, 4, 0, 1, true},
+                                   {5, 1, 1, 2, 3, 1, 0, 0, 2, true},     {3, 1, 40, 1, 1, 1, 0, 0, 2, true},
+                                   {1, 1, 300, 1, 1, 2, 0, 0, 1, true},   {2, 1, 2, 4, 4, 24, 0, 1, 2, true},
+                                   {2, 1, 2, 9, 4, 6, 15, 0, 2, true},    {1, 1, 1, 70, 40, 51, 0, 0, 2, true},
+                                   {1, 2, 1, 33, 50, 70, 0, 0, 1, true},  {2, 1, 1, 4, 4, 300, 0, 0, 2, true},
+                                   {1, 1, 1, 17, 5, 9, 0, 1, 0, false},   {1, 5, 2, 16, 3, 8, 0, 0, 2, true},
+                                   {1, 1, 2, 200, 1, 2, 0, 0, 2, true},   {9, 1, 1, 4, 4, 24, 0, 0, 2, false},
+                                   {1, 1, 1, 1, 100, 2, 0, 0, 0, true},   {2, 1, 1, 700, 3, 4, 8, 0, 2, true},
+                                   {1, 1, 1, 3, 2, 900, 0, 0, 2, true}};
   cases.insert(cases.end(), more.begin(), more.end());
   try {
     for (const sizes& n : cases) {

@@ -50,7 +50,8 @@ struct host_launcher {
 
   template <class Body>
   void operator()(const Body& body, const launch_shape& g) const {
-    if (g.group * g.per_block > Body::max_threads || g.shared_bytes > max_shared) throw std::runtime_error("launch too large");
+    if (g.group * g.per_block > Body::max_threads || g.shared_bytes > max_shared)
+      throw std::runtime_error("launch too large");
     std::vector<thread_place> tids;
     for (int i = 0; i < g.group * g.per_block; ++i) tids.push_back({i, i % g.per_block, i / g.per_block});
     if (order == thread_order::backward) std::reverse(tids.begin(), tids.end());

@@ -249,15 +249,15 @@ class PVD:
     def check_power(self, x: Tensor, blocks: int, slots: int, y: Tensor) -> None:
         """The encoder's shape, dtype and power, once per run."""
         c = self.config
-        need = (c.users, blocks, c.nt, slots)
-        if tuple(x.shape[1:]) != need:
-            raise ValueError(f"PVD: the encoder must give [B,U,K,Nt,T] = [B,{','.join(map(str, need))}] for y of shape "
+        need = (y.shape[0], c.users, blocks, c.nt, slots)
+        if tuple(x.shape) != need:
+            raise ValueError(f"PVD: the encoder must give [B,U,K,Nt,T] = {need} for received blocks of shape "
                              f"{tuple(y.shape)}; it gave {tuple(x.shape)}")  # fmt: skip
         if x.dtype is not y.dtype or x.device != y.device:
             raise TypeError(f"PVD: y is {y.dtype} on {y.device} but the encoder gave {x.dtype} on {x.device}")
         if x.device.type != "cpu":
             return  # reading the energies would synchronise; the ops flag what matters
-        energy = torch.linalg.vector_norm(x, dim=(-3, -2, -1)).square() / (c.power * math.prod(need[1:]))
+        energy = torch.linalg.vector_norm(x, dim=(-3, -2, -1)).square() / (c.power * math.prod(need[2:]))
         off = (energy - 1).abs() > 1e-3
         if bool(off.any()):
             b, u = (int(v) for v in off.nonzero()[0])
@@ -266,7 +266,8 @@ class PVD:
 
     def _check_input(self, y: Tensor, noise_var: float | Tensor, restarts: int) -> None:
         if not isinstance(y, Tensor) or not y.is_complex():
-            raise TypeError(f"PVD.run: y must be a complex tensor, got {getattr(y, 'dtype', type(y).__name__)}")
+            got = y.dtype if isinstance(y, Tensor) else type(y).__name__
+            raise TypeError(f"PVD.run: y must be a complex torch tensor, got {got}")
         if y.ndim != 4:
             raise ValueError(f"PVD.run: y must be [B,K,Nr,T], got shape {tuple(y.shape)}")
         if restarts < 1:

@@ -1,0 +1,203 @@
+"""What sf.PVD refuses, and how it names what is wrong."""
+
+import sys
+
+import pytest
+import torch
+from pvd_toys import GaussianSource, RollEncoder, link
+from sf_testing import draw, same_bits
+
+import semcom_fast as sf
+
+SMALL = {"J": 3, "Jin": 3, "sigma_max": 5.0, "sigma_min": 0.1}
+ENCODER = RollEncoder(1, 2, 1, 6, torch.float32)
+
+
+def _signal(batch=4):
+    return link(batch, 1, 2, 3, ENCODER(draw(batch, 1, ENCODER.n, seed=5, dtype=torch.float32)), 0.05)[1]
+
+
+def _pvd(encoder=ENCODER, denoiser_h=None, denoiser_d=None, **config):
+    c = sf.PVDConfig(source_shape=(ENCODER.n,), **(SMALL | config))
+    return sf.PVD(encoder, denoiser_h or sf.GaussianChannelPrior(), denoiser_d or GaussianSource(), c)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"J": 0}, "J must be at least 1"), ({"users": 0}, "users"), ({"nt": 0}, "nt"), ({"Jin": 0}, "Jin"), ({"L": 0}, "L must"),
+     ({"sigma_min": 0.0}, "sigma_min"), ({"sigma_min": 200.0}, "sigma_min"), ({"power": 0.0}, "power"),
+     ({"power": -1.0}, "power"), ({"calibration": "none"}, "'secant' or 'moment'")],
+)  # fmt: skip
+def test_config(wrong, message):
+    """Sizes, schedule, power and calibration are checked when the configuration is made."""
+    with pytest.raises(ValueError, match=message):
+        sf.PVDConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["encoder", "denoiser_h", "denoiser_d"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_lists_of_the_wrong_length(name, count):
+    """A list must hold one callable per user; the argument is named."""
+    parts = {"encoder": ENCODER, "denoiser_h": GaussianSource(), "denoiser_d": GaussianSource()}
+    parts[name] = [parts[name]] * count
+    with pytest.raises(ValueError, match=rf"{name}.*users=2.*got {count}"):
+        sf.PVD(*parts.values(), sf.PVDConfig(users=2))
+
+
+def test_received_signal():
+    """y must be complex, [B,K,Nr,T] and finite; a NaN names its image."""
+    y = _signal()
+    with pytest.raises(TypeError, match="complex.*float32"):
+        _pvd().run(y.real.clone(), 0.05)
+    with pytest.raises(TypeError, match="complex.*ndarray"):
+        _pvd().run(y.numpy(), 0.05)
+    for wrong in (y[0], y[None]):
+        with pytest.raises(ValueError, match=r"\[B,K,Nr,T\].*" + str(wrong.shape[1])):
+            _pvd().run(wrong, 0.05)
+    for bad in (complex(float("nan"), 0), complex(0, float("inf"))):
+        broken = y.clone()
+        broken[2, 1, 0, 3] = bad
+        with pytest.raises(ValueError, match="image 2.*NaN or Inf"):
+            _pvd().run(broken, 0.05)
+
+
+@pytest.mark.parametrize(
+    "noise_var", [0, 0.0, -1.0, float("nan"), float("inf"), torch.tensor([0.1, 0.1, 0.0, 0.1]), torch.tensor([0.1, -0.1, 1, 1]),
+                  torch.tensor(0.0), torch.tensor([float("nan"), 1, 1, 1])], ids=str,
+)  # fmt: skip
+def test_noise_variance_must_be_positive(noise_var):
+    """Numbers and tensors, zero, negative and non-finite."""
+    with pytest.raises(ValueError, match="noise_var must be positive and finite"):
+        _pvd().run(_signal(), noise_var)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (2, 2)])
+def test_noise_variance_shape(shape):
+    """noise_var is a number or [B]; the shape is shown."""
+    with pytest.raises(ValueError, match=r"noise_var must be a number or \[B\] = \[4\]"):
+        _pvd().run(_signal(), torch.ones(shape))
+
+
+@pytest.mark.parametrize("restarts", [0, -1])
+def test_restarts(restarts):
+    """At least one start."""
+    with pytest.raises(ValueError, match="restarts must be at least 1"):
+        _pvd().run(_signal(), 0.05, restarts=restarts)
+
+
+@pytest.mark.parametrize("factor, fine", [(1.0004, True), (1.001, False), (0.9, False), (0.0, False)])
+def test_power_constraint(factor, fine):
+    """An encoder whose energy is off by more than 1e-3 is named with its ratio; within 1e-3 it passes."""
+    scaled = _pvd(lambda d: ENCODER(d) * factor)
+    if fine:
+        scaled.run(_signal(), 0.05)
+        return
+    with pytest.raises(ValueError, match=r"power constraint.*item 0, user 0.*power_normalise"):
+        scaled.run(_signal(), 0.05)
+
+
+def test_power_constraint_names_the_item():
+    """Only one image's codeword is wrong: that one is named, with its ratio of energies."""
+    gains = torch.tensor([1.0, 1.0, 2.0, 1.0]).reshape(4, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"item 2, user 0 has 4 times"):
+        _pvd(lambda d: ENCODER(d) * gains).run(_signal(), 0.05)
+    with pytest.raises(ValueError, match=r"has 0\.5 times"):
+        _pvd(power=2.0).run(_signal(), 0.05)
+
+
+def test_encoder_shape_and_dtype():
+    """Wrong shapes show both; a codeword of another precision is not cast."""
+    with pytest.raises(ValueError, match=r"\[B,1,2,1,6\].*\(4, 1, 2, 6, 1\)"):
+        _pvd(lambda d: ENCODER(d).mT).run(_signal(), 0.05)
+    with pytest.raises(TypeError, match="complex64.*complex128"):
+        _pvd(lambda d: ENCODER(d).to(torch.complex128)).run(_signal(), 0.05)
+    with pytest.raises(TypeError, match="complex64.*float32"):
+        _pvd(lambda d: ENCODER(d).real).run(_signal(), 0.05)
+
+
+def test_encoder_batch_size():
+    """An encoder that loses images (or adds a batch) is refused, not broadcast."""
+    with pytest.raises(ValueError, match=r"encoder.*\(1, 1, 2, 1, 6\)"):
+        _pvd(lambda d: ENCODER(d)[:1]).run(_signal(), 0.05)
+
+
+@pytest.mark.parametrize("which", ["denoiser_h", "denoiser_d"])
+def test_denoiser_shapes(which):
+    """The mean must be shaped like x and var [B,U] or [B]; the denoiser is named."""
+    good = sf.GaussianChannelPrior() if which == "denoiser_h" else GaussianSource()
+
+    def short(x, sigma):
+        mean, var = good(x, sigma)
+        return mean[..., :-1, :], var
+
+    def scalar(x, sigma):
+        return good(x, sigma)[0], torch.zeros(3, 3)
+
+    with pytest.raises(ValueError, match=f"{which}.*mean"):
+        _pvd(**{which: short}).run(_signal(), 0.05)
+    with pytest.raises(ValueError, match=rf"{which}.*var \[B,U\] = \(4, 1\).*\(3, 3\)"):
+        _pvd(**{which: scalar}).run(_signal(), 0.05)
+
+
+class _Breaks:
+    """A source denoiser that returns NaN for given rows of the batch."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, x, sigma):
+        mean, var = GaussianSource()(x, sigma)
+        bad = torch.zeros(len(x), 1, 1)
+        bad[self.rows] = float("nan")
+        return mean + bad, var
+
+
+def test_diverged_image_is_named_and_the_others_kept():
+    """One image's network output is NaN: the error names it and carries the other images' results unchanged."""
+    y = _signal()
+    good = _pvd().run(y, 0.05, seed=4)
+    with pytest.raises(sf.DivergedError, match="image 2 diverged in all 1 restarts") as caught:
+        _pvd(denoiser_d=_Breaks([2])).run(y, 0.05, seed=4)
+    assert isinstance(caught.value, ValueError)
+    out = caught.value.result
+    assert torch.isinf(out.energy[2]) and torch.isinf(out.energy_all[2]).all()
+    for b in (0, 1, 3):
+        same_bits(out.h[b], good.h[b])
+        same_bits(out.energy[b], good.energy[b])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_diverged_restart_is_passed_over(backend):
+    """A restart that ends non-finite has infinite energy and is never chosen while another is finite."""
+    y = _signal()
+    with sf.use_backend(backend):
+        plain = _pvd().run(y, 0.05, seed=4, restarts=3)
+        rows = [3 * b + int(plain.chosen[b]) for b in (0, 2)]  # break the winners of images 0 and 2
+        out = _pvd(denoiser_d=_Breaks(rows)).run(y, 0.05, seed=4, restarts=3)
+    for b in range(4):
+        broken = torch.isinf(out.energy_all[b])
+        assert broken.sum() == (1 if b in (0, 2) else 0)
+        assert not broken[out.chosen[b]] and torch.isfinite(out.h[b]).all()
+    assert torch.equal(out.h[1], plain.h[1]) and not torch.equal(out.chosen, plain.chosen)
+    with pytest.raises(sf.DivergedError, match="image 1 diverged in all 3 restarts"), sf.use_backend(backend):
+        _pvd(denoiser_d=_Breaks([3, 4, 5, 9])).run(y, 0.05, seed=4, restarts=3)
+
+
+def test_overflow_counts_as_divergence():
+    """Step sizes far beyond stability overflow: DivergedError, not a silent NaN."""
+    with pytest.raises(sf.DivergedError, match="image 0 diverged"):
+        _pvd(zeta_h=1e6, zeta_d=1e6, J=10).run(_signal(), 0.05)
+
+
+def test_missing_progress_bar_names_the_extra(monkeypatch):
+    """progress=True without tqdm says which extra brings it; without progress nothing is needed."""
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    _pvd().run(_signal(), 0.05)
+    with pytest.raises(sf.MissingExtra, match=r"tqdm.*semcom-fast\[demo\]"):
+        _pvd().run(_signal(), 0.05, progress=True)
+
+
+def test_networks_on_another_device():
+    """A codeword on another device is named with both devices."""
+    with pytest.raises(TypeError, match=r"cpu.*meta"):
+        _pvd(lambda d: ENCODER(d).to("meta")).run(_signal(), 0.05)
