@@ -1,1 +1,1 @@
-"""Microbenchmarks: `python -m benchmarks` runs every stem, `python -m benchmarks likelihood_score --quick` one of them."""
+"""Microbenchmarks: `python -m benchmarks` runs every stem, `python -m benchmarks likelihood_score --quick` one."""

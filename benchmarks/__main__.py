@@ -37,9 +37,11 @@ def main(argv: list[str] | None = None) -> int:
 
     gemm, per_normal = timing.cgemm_rate(), ns_per_normal()
     kernel = "cpu " + _native.info().get("cpu level running", "none")
-    print(f"{args.threads} threads, {kernel}; cgemm {gemm * 1e-9:.0f} GFLOP/s, {per_normal:.2f} ns per normal (one thread)")
-    head = f"{'op':18} {'size':34} {'cache':8} {'ours us':>9} {'torch us':>10} {'ratio':>6} {'GB/s':>6} {'copy':>5} {'cgemm':>5} {'floor':>5}"
-    print(head)
+    print(
+        f"{args.threads} threads, {kernel}; cgemm {gemm * 1e-9:.0f} GFLOP/s, {per_normal:.2f} ns per normal (one thread)"
+    )
+    columns = {"ours us": 9, "torch us": 10, "ratio": 6, "GB/s": 6, "copy": 5, "cgemm": 5, "floor": 5}
+    print(f"{'op':18} {'size':34} {'cache':8} " + " ".join(f"{name:>{width}}" for name, width in columns.items()))
     rows: list[Row] = []
     for stem in args.stems:
         for case in importlib.import_module(f".{stem}", __package__).cases(args.quick):

@@ -83,7 +83,9 @@ def update_addcmul(mean, anchor, sample, denoised, score, sigma, above, zeta, sc
     delta = above**2 - sigma**2
     rho = delta / sigma**2
     new_mean = torch.add(mean, anchor, alpha=zeta)
-    new_mean.add_(sample, alpha=-zeta * (1 + rho)).add_(denoised, alpha=zeta * rho).add_(score, alpha=zeta * delta / score_var)
+    new_mean.add_(sample, alpha=-zeta * (1 + rho)).add_(denoised, alpha=zeta * rho).add_(
+        score, alpha=zeta * delta / score_var
+    )
     lam = sigma**2 * delta / above**2
     return new_mean, torch.add(new_mean, torch.randn_like(new_mean), alpha=math.sqrt(lam))
 

@@ -78,7 +78,9 @@ def interleave(sides: dict[str, Callable[[int], Any]], rounds: int = 41, target:
 def copy_side(total_bytes: int, hot: bool) -> Callable[[int], Any]:
     """`dst.copy_(src)` on buffers that total `total_bytes`: half read, half written."""
     half = max(8, total_bytes // 2)
-    sets = rotation(lambda _: (torch.zeros(half, dtype=torch.uint8), torch.zeros(half, dtype=torch.uint8)), 2 * half, hot)
+    sets = rotation(
+        lambda _: (torch.zeros(half, dtype=torch.uint8), torch.zeros(half, dtype=torch.uint8)), 2 * half, hot
+    )
 
     def copy(i: int) -> None:
         dst, src = sets[i % len(sets)]

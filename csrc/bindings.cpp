@@ -21,7 +21,11 @@ void* out(uintptr_t p) { return reinterpret_cast<void*>(p); }
 sf::level as_level(const py::handle& h) {
   if (!py::isinstance<py::tuple>(h)) return {h.cast<double>(), nullptr, 1, 0, 0, 0};
   const py::tuple t = py::reinterpret_borrow<py::tuple>(h);
-  return {0.0, in(t[0].cast<uintptr_t>()), t[1].cast<int32_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+  return {0.0,
+          in(t[0].cast<uintptr_t>()),
+          t[1].cast<int32_t>(),
+          t[2].cast<int64_t>(),
+          t[3].cast<int64_t>(),
           t[4].cast<int64_t>()};
 }
 
@@ -37,19 +41,22 @@ sf::block_args block(bool is_double, const sizes6& n) {
   return a;
 }
 
-sf::block_args apply_args(bool is_double, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n) {
+sf::block_args apply_args(bool is_double, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b,
+                          const sizes6& n) {
   sf::block_args a = block(is_double, n);
   a.h = in(h), a.x = in(x), a.out_y = out(y), a.h_b = h_b, a.x_b = x_b;
   return a;
 }
 
-sf::block_args adjoint_args(bool is_double, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b, const sizes6& n) {
+sf::block_args adjoint_args(bool is_double, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b,
+                            const sizes6& n) {
   sf::block_args a = block(is_double, n);
   a.h = in(h), a.y = in(y), a.out_x = out(x), a.h_b = h_b, a.y_b = y_b;
   return a;
 }
 
-sf::block_args score_args(bool is_double, const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
+sf::block_args score_args(bool is_double,
+                          const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
                           const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides,
                           const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs, const sizes6& n) {
   sf::block_args a = block(is_double, n);
@@ -88,14 +95,16 @@ sf::philox_key key(uint64_t seed, int64_t step, int64_t stream, int64_t first_it
 }
 
 void bind_cpu(py::module_& m) {
-  m.def("cpu_blockdiag_apply", [](bool d, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n) {
-    sf::block_args a = apply_args(d, h, x, y, h_b, x_b, n);
-    return run(sf::kernels().blockdiag_apply, a);
-  });
-  m.def("cpu_blockdiag_adjoint", [](bool d, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b, const sizes6& n) {
-    sf::block_args a = adjoint_args(d, h, y, x, h_b, y_b, n);
-    return run(sf::kernels().blockdiag_adjoint, a);
-  });
+  m.def("cpu_blockdiag_apply",
+        [](bool d, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n) {
+          sf::block_args a = apply_args(d, h, x, y, h_b, x_b, n);
+          return run(sf::kernels().blockdiag_apply, a);
+        });
+  m.def("cpu_blockdiag_adjoint",
+        [](bool d, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b, const sizes6& n) {
+          sf::block_args a = adjoint_args(d, h, y, x, h_b, y_b, n);
+          return run(sf::kernels().blockdiag_adjoint, a);
+        });
   m.def("cpu_likelihood_score",
         [](bool d, const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
            const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides,
@@ -109,18 +118,18 @@ void bind_cpu(py::module_& m) {
             : sum_energies<float>(a, out(energy), out(probe_x), out(probe_y));
           return bad;
         });
-  m.def("cpu_philox_normal", [](bool d, uintptr_t o, int64_t items, int64_t reals, double scale, uint64_t seed, int64_t step,
-                                int64_t stream, int64_t first_item) {
+  m.def("cpu_philox_normal", [](bool d, uintptr_t o, int64_t items, int64_t reals, double scale, uint64_t seed,
+                                int64_t step, int64_t stream, int64_t first_item) {
     sf::normal_args a{d, items, reals, scale, key(seed, step, stream, first_item), out(o), sf::torch_pool()};
     py::gil_scoped_release release;
     sf::kernels().philox_normal(a);
   });
   m.def("cpu_pvd_update",
         [](bool d, const std::tuple<int64_t, int64_t, int64_t, int64_t>& n,
-           const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs, uintptr_t new_mean,
-           uintptr_t new_sample, const py::handle& sigma, const py::handle& sigma_above, const py::handle& zeta,
-           const py::handle& score_var, const py::handle& next_var, int draw, double scale, uint64_t seed, int64_t step,
-           int64_t stream, int64_t first_item) {
+           const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
+           uintptr_t new_mean, uintptr_t new_sample, const py::handle& sigma, const py::handle& sigma_above,
+           const py::handle& zeta, const py::handle& score_var, const py::handle& next_var, int draw, double scale,
+           uint64_t seed, int64_t step, int64_t stream, int64_t first_item) {
           sf::pvd_args a{};
           a.is_double = d;
           std::tie(a.l, a.b, a.g, a.e) = n;
@@ -138,15 +147,17 @@ void bind_cpu(py::module_& m) {
                                 const py::handle& noise_var, uintptr_t var_h, uintptr_t probe_x, uintptr_t probe_y,
                                 const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides, uintptr_t o) {
     sf::calibrate_args a{};
-    a.is_double = d, a.b = b, a.u = u, a.nr = nr, a.count = count, a.x_energy = x_energy, a.noise_var = as_level(noise_var);
+    a.is_double = d, a.b = b, a.u = u, a.nr = nr, a.count = count, a.x_energy = x_energy,
+    a.noise_var = as_level(noise_var);
     a.var_h = in(var_h), a.probe_x = in(probe_x), a.probe_y = in(probe_y), a.out = out(o);
     std::tie(a.var_h_b, a.var_h_u, a.probe_x_b, a.probe_x_u, a.probe_y_b) = strides;
     return run(sf::kernels().pvd_calibrate, a);
   });
-  m.def("cpu_power_normalise", [](bool d, int64_t b, int64_t n, double scale, uintptr_t z, uintptr_t x, uintptr_t norm) {
-    sf::normalise_args a{d, b, n, scale, in(z), nullptr, out(x), out(norm), sf::torch_pool(), -1};
-    return run(sf::kernels().power_normalise, a);
-  });
+  m.def("cpu_power_normalise",
+        [](bool d, int64_t b, int64_t n, double scale, uintptr_t z, uintptr_t x, uintptr_t norm) {
+          sf::normalise_args a{d, b, n, scale, in(z), nullptr, out(x), out(norm), sf::torch_pool(), -1};
+          return run(sf::kernels().power_normalise, a);
+        });
   m.def("cpu_power_normalise_vjp",
         [](bool d, int64_t b, int64_t n, double scale, uintptr_t z, uintptr_t norm, uintptr_t g, uintptr_t o) {
           sf::normalise_args a{d, b, n, scale, in(z), in(g), out(o), out(norm), sf::torch_pool(), -1};
@@ -157,10 +168,9 @@ void bind_cpu(py::module_& m) {
 #if defined(SF_HAVE_CUDA)
 // CUDA calls only launch: no synchronisation. `flag` is an optional int32 the kernel lowers to the first bad block.
 void bind_cuda(py::module_& m) {
-  m.def("cuda_blockdiag_apply", [](bool d, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n,
-                                   int device, uintptr_t stream) {
-    sf::cuda::blockdiag_apply(apply_args(d, h, x, y, h_b, x_b, n), device, out(stream));
-  });
+  m.def("cuda_blockdiag_apply",
+        [](bool d, uintptr_t h, uintptr_t x, uintptr_t y, int64_t h_b, int64_t x_b, const sizes6& n, int device,
+           uintptr_t stream) { sf::cuda::blockdiag_apply(apply_args(d, h, x, y, h_b, x_b, n), device, out(stream)); });
   m.def("cuda_blockdiag_adjoint", [](bool d, uintptr_t h, uintptr_t y, uintptr_t x, int64_t h_b, int64_t y_b,
                                      const sizes6& n, int device, uintptr_t stream) {
     sf::cuda::blockdiag_adjoint(adjoint_args(d, h, y, x, h_b, y_b, n), device, out(stream));
@@ -170,8 +180,8 @@ void bind_cuda(py::module_& m) {
            const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides,
            const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs, uintptr_t energy, uintptr_t probe_x,
            uintptr_t probe_y, const sizes6& n, int device, uintptr_t stream) {
-          sf::cuda::likelihood_score(score_args(d, inputs, strides, outputs, n), out(energy), out(probe_x), out(probe_y),
-                                     device, out(stream));
+          sf::cuda::likelihood_score(score_args(d, inputs, strides, outputs, n), out(energy), out(probe_x),
+                                     out(probe_y), device, out(stream));
         });
 }
 #endif

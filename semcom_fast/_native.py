@@ -1,8 +1,9 @@
 """The compiled module `_core`, or a clear reason why it is not there.
 
-torch is imported first: `_core` runs its loops on torch's own thread pool, which it looks up among the loaded libraries.
+torch is imported first: `_core` runs its loops on torch's own thread pool, which it looks up among loaded libraries.
 """
 
+import importlib
 import os
 import platform
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 
 from .errors import BackendUnavailable
 
-core: Any = None
-_why_not = ""
-try:
-    from . import _core as core
-except ImportError as err:
-    _why_not = str(err)
+
+def _load() -> tuple[Any, str]:
+    try:
+        return importlib.import_module("semcom_fast._core"), ""
+    except ImportError as err:
+        return None, str(err)
+
+
+core, _why_not = _load()
 
 
 def require_core() -> Any:

@@ -41,9 +41,7 @@ def _system(verb: str, rest: list[str]) -> None:
 
 def _bench_scripts(folder: Path) -> dict[str, Path]:
     """Benchmarks that can be run by themselves, by stem."""
-    return {
-        path.stem: path for path in sorted(folder.glob("*.py")) if 'if __name__ == "__main__"' in path.read_text()
-    }
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if 'if __name__ == "__main__"' in path.read_text()}
 
 
 def _bench(rest: list[str]) -> int:

@@ -85,7 +85,8 @@ SF_HD scalar2<T> inner_columns(const pack_cols<T, W> (&r)[CT], const pack_cols<T
 }
 #endif
 
-// p[i][c] += sum_{m<n} a(i, m) * b(m, c), with conj(a) for a conjugating product: a tile of RT rows and CT column packs. `a` yields scalar2, `b` yields Col.
+// p[i][c] += sum_{m<n} a(i, m) * b(m, c), with conj(a) for a conjugating product: a tile of RT rows and CT column
+// packs. `a` yields scalar2, `b` yields Col.
 template <class Col, bool Conj, int RT, int CT, class A, class B>
 SF_HD void multiply_tile(product<Col, Conj> (&p)[RT][CT], int64_t n, const A& a, const B& b) {
   for (int64_t m = 0; m < n; ++m) {

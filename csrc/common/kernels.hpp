@@ -6,7 +6,8 @@
 namespace sf {
 
 // torch's thread pool: body(begin, end, ctx) on slices of [begin, end); null when torch does not offer it.
-using pool_fn = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* ctx);
+using pool_fn = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                            void* ctx);
 
 // Block-diagonal MIMO: Y_k = sum_u H_k^(u) X_k^(u), blocks k of batch item b. Complex row-major arrays
 // h [B,U,K,Nr,Nt], x and probe [B,U,K,Nt,T], y [B,K,Nr,T]; *_b are batch strides in complex entries (0 = shared).

@@ -65,8 +65,10 @@ struct pack {
   }
   SF_HD void store_first(T* p, int n) const {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
-    if constexpr (sizeof(V) == 64 && sizeof(T) == 8) return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 4)
+      return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 8)
+      return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
 #endif
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }

@@ -1,9 +1,9 @@
 // Philox4x32-10 and Box-Muller over lanes of counters.
 //
-// Key = (seed low, seed high); counter = (i/4, step, item, stream); i = row-major real index inside an item. One lane is
-// one counter in a 64-bit slot: the 32x32 -> 64 multiply needs no shuffles there. u = ((w>>8) + 0.5) 2^-24 has 25 bits, so
-// in single precision ln u is log1p(-(1-u)) with the exact 1-u for u >= 1/2, and the angle comes from the exact centred
-// integer; normals then agree with float64 to 2e-6 absolute, element by element.
+// Key = (seed low, seed high); counter = (i/4, step, item, stream); i = row-major real index inside an item. One lane
+// is one counter in a 64-bit slot: the 32x32 -> 64 multiply needs no shuffles there. u = ((w>>8) + 0.5) 2^-24 has 25
+// bits, so in single precision ln u is log1p(-(1-u)) with the exact 1-u for u >= 1/2, and the angle comes from the
+// exact centred integer; normals then agree with float64 to 2e-6 absolute, element by element.
 #pragma once
 #include "lane.hpp"
 
@@ -79,7 +79,7 @@ template <int W>
 SF_HD typename floats<W>::V log_uniform(typename floats<W>::I k) {
   using V = typename floats<W>::V;
   using I = typename floats<W>::I;
-  const I upper = k >= (1 << 23);                       // u >= 1/2: work with v = 1-u, exact
+  const I upper = k >= (1 << 23);                               // u >= 1/2: work with v = 1-u, exact
   const I odd = upper ? ((1 << 25) - 1 - 2 * k) : (2 * k + 1);  // < 2^24, so exact as a float
   const V x = __builtin_convertvector(odd, V) * 0x1p-25f;
   // lower half: u = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1; upper half: e = 0, f = -v in (-1/2, 0)
@@ -106,11 +106,12 @@ SF_HD void sincos_uniform(typename floats<W>::I k, typename floats<W>::V& sine, 
   using I = typename floats<W>::I;
   const I a = 2 * k + 1;
   const I quadrant = (a + (1 << 22)) >> 23;
-  const I centred = a - (quadrant << 23);  // in [-2^22, 2^22)
+  const I centred = a - (quadrant << 23);                            // in [-2^22, 2^22)
   const V x = __builtin_convertvector(centred, V) * 1.87253514e-7f;  // 2 pi 2^-25
   const V z = x * x;
   const V s = x + x * z * (z * (z * -1.9515295891e-4f + 8.3321608736e-3f) - 1.6666654611e-1f);
-  const V c = 1.0f - 0.5f * z + z * z * (z * (z * 2.443315711809948e-5f - 1.388731625493765e-3f) + 4.166664568298827e-2f);
+  const V c =
+      1.0f - 0.5f * z + z * z * (z * (z * 2.443315711809948e-5f - 1.388731625493765e-3f) + 4.166664568298827e-2f);
   const I swap = (quadrant & 1) != 0;
   const V s1 = swap ? c : s, c1 = swap ? s : c;
   sine = (V)((I)s1 ^ ((quadrant & 2) << 30));
@@ -186,7 +187,8 @@ inline void normals(const philox_counter& at, uint64_t first, int64_t quads, dou
     philox_words<N>(at, first + q, w);
     for (int i = 0; i < N; ++i)
       for (int pair = 0; pair < 2; ++pair) {
-        const double u0 = ((w[2 * pair * N + i] >> 8) + 0.5) * 0x1p-24, u1 = ((w[(2 * pair + 1) * N + i] >> 8) + 0.5) * 0x1p-24;
+        const double u0 = ((w[2 * pair * N + i] >> 8) + 0.5) * 0x1p-24,
+                     u1 = ((w[(2 * pair + 1) * N + i] >> 8) + 0.5) * 0x1p-24;
         const double radius = __builtin_sqrt(-2 * __builtin_log(u0)) * scale, angle = 6.283185307179586477 * u1;
         out[4 * (q + i) + 2 * pair] = radius * __builtin_cos(angle);
         out[4 * (q + i) + 2 * pair + 1] = radius * __builtin_sin(angle);

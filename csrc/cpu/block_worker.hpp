@@ -1,9 +1,9 @@
 // The CPU worker behind blockdiag_apply, blockdiag_adjoint and likelihood_score.
 //
 // One channel block is a pair of skinny complex products. Time slots are the SIMD direction; slots are taken in chunks
-// of CT <= 3 packs (24 slots of complex64 with AVX-512) and antennas in tiles of RT rows, so that a tile of the residual
-// lives in registers: R never reaches memory beyond one tile in L1. Per chunk the U users' codewords are packed side by
-// side (M = U*Nt rows, zero-padded to whole packs); per tile follow
+// of CT <= 3 packs (24 slots of complex64 with AVX-512) and antennas in tiles of RT rows, so that a tile of the
+// residual lives in registers: R never reaches memory beyond one tile in L1. Per chunk the U users' codewords are
+// packed side by side (M = U*Nt rows, zero-padded to whole packs); per tile follow
 //   R = Y - H X       multiply_tile over m            (residual)
 //   GX += H^H R       adjoint_tile, kept as product   (score_x)
 //   GH += R X^H       multiply_tile over slots, lanes along m, against the packed X^T          (score_h)
@@ -34,15 +34,15 @@ struct block_worker {
   using Adj = product<Col, true>;
 
   const block_args& a;
-  int64_t M, MV;        // streams, and packs that hold them
+  int64_t M, MV;         // streams, and packs that hold them
   T *xs, *xt, *hs, *gh;  // packed X [M][CT*W], X^T [slots][MV*W], H [Nr][2M] (U > 1), GH [Nr][MV*W]
-  T* gx;                // GX accumulators [M][CT][2*W]
-  T* rs;                // one tile of R [max_rt][CT*W]
+  T* gx;                 // GX accumulators [M][CT][2*W]
+  T* rs;                 // one tile of R [max_rt][CT*W]
   void* memory;
 
   explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
-    const int64_t row = max_ct * W, need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row +
-                                           max_rt * row;
+    const int64_t row = max_ct * W,
+                  need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
     if (posix_memalign(&memory, 64, size_t(need + 8 * W) * sizeof(T))) abort();
     T* p = static_cast<T*>(memory);
     auto take = [&](int64_t n) {
@@ -98,20 +98,18 @@ struct block_worker {
   void outer_tile(int64_t r0, int64_t v0, int row, int n, bool first) {
     Adj q[RT][VT];
     SF_UNROLL
-    for (int i = 0; i < RT; ++i)
-      SF_UNROLL
-      for (int c = 0; c < VT; ++c) q[i][c] = Adj::zero();
+    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int c = 0; c < VT; ++c) q[i][c] = Adj::zero();
     multiply_tile(
         q, n, [&](int i, int64_t s) SF_LAMBDA { return scalar2<T>{rs[i * row + 2 * s], rs[i * row + 2 * s + 1]}; },
         [&](int64_t s, int c) SF_LAMBDA { return Col::load(xt + (s * MV + v0 + c) * W); });
     SF_UNROLL
-    for (int i = 0; i < RT; ++i)
-      SF_UNROLL
-      for (int c = 0; c < VT; ++c) {
-        T* out = gh + ((r0 + i) * MV + v0 + c) * W;
-        const Col g = conjugate(q[i][c].value());
-        (first ? g : Col::load(out) + g).store(out);
-      }
+    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int c = 0; c < VT; ++c) {
+      T* out = gh + ((r0 + i) * MV + v0 + c) * W;
+      const Col g = conjugate(q[i][c].value());
+      (first ? g : Col::load(out) + g).store(out);
+    }
   }
 
   // The same rows for few streams, where lanes along m would stay empty: horizontal sums over the slots.
@@ -132,35 +130,32 @@ struct block_worker {
   }
 
   template <mode Mode, int RT, int CT>
-  void row_tile(const T* h, const T* y, T* out_y, int64_t r0, int n, bool first_tile, bool first_chunk, double& energy) {
-    const auto h_at = [&](int i, int64_t m) SF_LAMBDA {
-      return scalar2<T>{h[2 * ((r0 + i) * M + m)], h[2 * ((r0 + i) * M + m) + 1]};
-    };
+  void row_tile(const T* h, const T* y, T* out_y, int64_t r0, int n, bool first_tile, bool first_chunk,
+                double& energy) {
+    const auto h_at = [&](int i, int64_t m)
+                          SF_LAMBDA { return scalar2<T>{h[2 * ((r0 + i) * M + m)], h[2 * ((r0 + i) * M + m) + 1]}; };
     Col r[RT][CT];
     if constexpr (Mode != mode::adjoint) {
       Fwd p[RT][CT];
       SF_UNROLL
-      for (int i = 0; i < RT; ++i)
-        SF_UNROLL
-        for (int c = 0; c < CT; ++c) p[i][c] = Fwd::zero();
+      for (int i = 0; i < RT; ++i) SF_UNROLL
+      for (int c = 0; c < CT; ++c) p[i][c] = Fwd::zero();
       multiply_tile(p, M, h_at, [&](int64_t m, int c) SF_LAMBDA { return Col::load(xs + (m * CT + c) * W); });
       SF_UNROLL
-      for (int i = 0; i < RT; ++i)
-        SF_UNROLL
-        for (int c = 0; c < CT; ++c) r[i][c] = p[i][c].value();
+      for (int i = 0; i < RT; ++i) SF_UNROLL
+      for (int c = 0; c < CT; ++c) r[i][c] = p[i][c].value();
     }
     SF_UNROLL
-    for (int i = 0; i < RT; ++i)
-      SF_UNROLL
-      for (int c = 0; c < CT; ++c) {
-        const int64_t at = 2 * (r0 + i) * a.t + c * W;
-        if constexpr (Mode != mode::apply) {
-          const Col seen = Col::load_first(y + at, left(n, c));
-          r[i][c] = Mode == mode::adjoint ? seen : seen - r[i][c];
-        }
-        if (out_y) r[i][c].store_first(out_y + at, left(n, c));
-        r[i][c].store(rs + (i * CT + c) * W);
+    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int c = 0; c < CT; ++c) {
+      const int64_t at = 2 * (r0 + i) * a.t + c * W;
+      if constexpr (Mode != mode::apply) {
+        const Col seen = Col::load_first(y + at, left(n, c));
+        r[i][c] = Mode == mode::adjoint ? seen : seen - r[i][c];
       }
+      if (out_y) r[i][c].store_first(out_y + at, left(n, c));
+      r[i][c].store(rs + (i * CT + c) * W);
+    }
     energy += square_sum(rs, RT * CT * W);
     if constexpr (Mode != mode::apply) {
       struct {

@@ -26,10 +26,11 @@ std::vector<choice> choices() {
   __builtin_cpu_init();
   const auto has = [](auto... bits) { return (... && bits); };
   const bool v2 = has(__builtin_cpu_supports("sse4.2"), __builtin_cpu_supports("popcnt"));
-  const bool v3 = has(v2, __builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("bmi2"));
-  const bool v4 = has(v3, __builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
-                      __builtin_cpu_supports("avx512cd"), __builtin_cpu_supports("avx512dq"),
-                      __builtin_cpu_supports("avx512vl"));
+  const bool v3 =
+      has(v2, __builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("bmi2"));
+  const bool v4 =
+      has(v3, __builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512cd"),
+          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"));
   return {{"v4", &table_v4, v4}, {"v3", &table_v3, v3}, {"v2", &table_v2, v2}};
 #else
   return {{"base", &table_base, true}};
@@ -42,11 +43,13 @@ choice pick() {
   for (const choice& c : choices()) {
     built += std::string(built.empty() ? "" : ", ") + c.name;
     if (wanted ? std::string(wanted) == c.name : c.runs) {
-      if (!c.runs) throw std::runtime_error(std::string("SEMCOM_FAST_ISA=") + c.name + ": this processor cannot run it");
+      if (!c.runs)
+        throw std::runtime_error(std::string("SEMCOM_FAST_ISA=") + c.name + ": this processor cannot run it");
       return c;
     }
   }
-  if (wanted) throw std::runtime_error(std::string("SEMCOM_FAST_ISA=") + wanted + " is unknown; built levels: " + built);
+  if (wanted)
+    throw std::runtime_error(std::string("SEMCOM_FAST_ISA=") + wanted + " is unknown; built levels: " + built);
   throw std::runtime_error("this processor is older than x86-64-v2; no kernel can run");
 }
 

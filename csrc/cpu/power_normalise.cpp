@@ -40,7 +40,9 @@ void run_normalise_vjp(normalise_args& a) {
 }
 
 void power_normalise(normalise_args& a) { a.is_double ? run_normalise<double>(a) : run_normalise<float>(a); }
-void power_normalise_vjp(normalise_args& a) { a.is_double ? run_normalise_vjp<double>(a) : run_normalise_vjp<float>(a); }
+void power_normalise_vjp(normalise_args& a) {
+  a.is_double ? run_normalise_vjp<double>(a) : run_normalise_vjp<float>(a);
+}
 
 }  // namespace SF_NS
 }  // namespace sf

@@ -49,8 +49,8 @@ struct row {  // a run of reals with one set of levels
       const T* noise = a.draw == 1 ? in(a.noise, 0) : buffer.data + skip;
       if (fused && a.draw == 2) buffer.fill(a.key, uint64_t(b), 0, first, skip + n, a.scale);
       each([&](int64_t i, int m) SF_LAMBDA {
-        const P v = get(from + i, m) + pvd_increment(c, get(anchor + i, m), get(sample + i, m), get(denoised + i, m),
-                                                     get(score + i, m));
+        const P v = get(from + i, m) +
+                    pvd_increment(c, get(anchor + i, m), get(sample + i, m), get(denoised + i, m), get(score + i, m));
         put(new_mean + i, v, m);
         const P drawn = fused && a.draw ? v + amp * get(noise + i, m) : v;
         bad = bad + (drawn - drawn);

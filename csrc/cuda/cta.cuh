@@ -15,8 +15,7 @@
 #if defined(__CUDACC__)
 #define SF_NO_UNROLL _Pragma("unroll 1")
 #else
-#define
-SF_NO_UNROLL
+#define SF_NO_UNROLL
 #endif
 
 namespace sf::cuda {

@@ -33,7 +33,7 @@ struct apply_tiles {
     const auto* h = v.h_of(at);
     const auto* x = v.x_of(at) + col * CT;
     int64_t h_row[RT];  // past the last row: its own again, computed and not stored
-                        SF_UNROLL
+    SF_UNROLL
     for (int i = 0; i < RT; ++i) h_row[i] = int64_t(row + i * row_tiles < v.nr ? row + i * row_tiles : v.nr - 1) * v.nt;
     product<Col, false> p[RT][CT];
     SF_UNROLL
@@ -114,7 +114,7 @@ struct adjoint_tiles {
     for (int q = 0; q < MT; ++q) {
       h_col[q] = m.h;
       if (m0 + q + 1 < v.m) v.next(m);  // past the last stream: that one again, computed and not stored
-                                        SF_UNROLL
+      SF_UNROLL
       for (int c = 0; c < CT; ++c) g[q][c] = product<Col, true>::zero();
     }
     SF_NO_UNROLL

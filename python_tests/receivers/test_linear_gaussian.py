@@ -40,6 +40,13 @@ def _iterate(y, x, anchor, sigma, above, zeta, steps, start=None):
     return mean
 
 
+def _precision(x, w, v, extra):
+    """Precision of H_j given Y beside a white part `extra`, per block [1,1,K,M,M]."""
+    load = NOISE_VAR * torch.eye(x.shape[-2], dtype=torch.float64) + v * x @ x.mH
+    gram = x @ x.mH @ torch.linalg.inv(load)  # X C^-1 X^H with C the T x T covariance
+    return extra * torch.eye(x.shape[-2], dtype=torch.float64) + w**2 * gram
+
+
 @pytest.mark.parametrize("users, nt", [(1, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 3.0, 30.0])
 def test_fixed_point_of_a_level(users, nt, sigma):
@@ -49,8 +56,7 @@ def test_fixed_point_of_a_level(users, nt, sigma):
     anchor = draw(*x.shape[:3], 4, x.shape[-2], seed=9) * above
     w, v, delta = V / (V + sigma**2), V * sigma**2 / (V + sigma**2), above**2 - sigma**2
     load = NOISE_VAR * torch.eye(x.shape[-2], dtype=torch.float64) + v * x @ x.mH
-    inner = x @ x.mH @ torch.linalg.inv(load)  # X C^-1 X^H with C the T x T covariance
-    precision = (1 / (V + sigma**2) + 1 / delta) * torch.eye(x.shape[-2], dtype=torch.float64) + w**2 * inner
+    precision = _precision(x, w, v, 1 / (V + sigma**2) + 1 / delta)
     right = anchor / delta + w * (y.unsqueeze(1) @ x.mH) @ torch.linalg.inv(load)
     want = torch.linalg.solve(precision.mT, right.mT).mT
     limit = delta * float(torch.linalg.eigvals(precision).real.max())  # one step multiplies the error by 1 - zeta*limit
@@ -59,19 +65,22 @@ def test_fixed_point_of_a_level(users, nt, sigma):
 
 
 @pytest.mark.parametrize("users, nt", [(1, 1), (2, 2)])
-def test_lowest_level_is_lmmse_with_plus_and_diverges_with_minus(users, nt):
-    """Without an anchor and at vanishing sigma, plus converges to LMMSE; the printed minus runs away from it."""
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 5.0])
+def test_without_anchor_plus_reaches_lmmse_and_minus_diverges(users, nt, sigma):
+    """E[H_j|Y] = E[H|Y] whatever the level: plus converges to LMMSE to rounding; the printed minus runs away from it."""
     y, _, x = _case(users, nt)
-    want, sigma, above = _lmmse(y, x), 1e-8, 1.36e-8
-    spread = torch.linalg.eigvalsh(x @ x.mH)
-    limit = (above**2 - sigma**2) * (1 / V + float(spread.max()) / NOISE_VAR)
-    got = _iterate(y, x, None, sigma, above, 1 / limit, 600)
-    within(got, want, 1e-13 * want.abs().max(), "LMMSE with plus")
+    want, above = _lmmse(y, x), 1.36 * sigma
+    w, v = V / (V + sigma**2), V * sigma**2 / (V + sigma**2)
+    values = torch.linalg.eigvals(_precision(x, w, v, 1 / (V + sigma**2))).real
+    limit = (above**2 - sigma**2) * float(values.max())
+    steps = int(40 * float(values.max() / values.min()))  # exp(-40) of the start is left
+    got = _iterate(y, x, None, sigma, above, 1 / limit, steps)
+    within(got, want, 1e-12 * want.abs().max(), "LMMSE with plus")
     start = want + 1e-6 * draw(*want.shape, seed=8)
-    away = _iterate(y, x, None, sigma, above, -1 / limit, 300, start=start)
+    away = _iterate(y, x, None, sigma, above, -1 / limit, steps, start=start)
     assert float((away - want).abs().max()) > 1e6 * float((start - want).abs().max())
-    back = _iterate(y, x, None, sigma, above, 1 / limit, 600, start=start)
-    within(back, want, 1e-13 * want.abs().max(), "LMMSE from nearby")
+    back = _iterate(y, x, None, sigma, above, 1 / limit, steps, start=start)
+    within(back, want, 1e-12 * want.abs().max(), "LMMSE from nearby")
 
 
 def _source_case(users=2, k=2, nr=3, nt=1, t=6, n=5):
@@ -98,28 +107,45 @@ def _map_of_source(y, h, encode, mu, cov):
     return (mu.flatten() + torch.linalg.solve(precision, 2 * (m.mH @ residual).real / NOISE_VAR)).reshape(users, n), precision
 
 
-@pytest.mark.parametrize("factor, right", [(2.0, True), (1.0, False), (4.0, False)])
-def test_source_with_known_channel(factor, right):
-    """Dual case: the source's fixed point is its exact posterior mean with the cotangent 2 score_x, and only with it."""
-    y, h, encode, mu, cov = _source_case()
-    want, precision = _map_of_source(y, h, encode, mu, cov)
-    sigma, above = 1e-7, 1.36e-7
-    delta, eye = above**2 - sigma**2, torch.eye(mu.shape[1], dtype=torch.float64)
-    wiener = cov @ torch.linalg.inv(cov + sigma**2 * eye)
+def _source_loop(y, h, encode, mu, wiener, sigma, zeta, factor, steps):
+    """The source half of one level at the mean with the channel known; the cotangent is `factor` times score_x."""
     mean = torch.zeros_like(mu)[None]
-    zeta = 1 / (delta * float(torch.linalg.eigvalsh(precision).max()) * max(1.0, factor / 2))
-    for _ in range(6000):
+    for _ in range(steps):
         leaf = mean.clone().requires_grad_(True)
         d0 = mu + torch.einsum("uij,buj->bui", wiener, leaf - mu)
         x = encode(d0)
-        score_x = sf.likelihood_score(y, h, x.detach(), NOISE_VAR).score_x
-        (score,) = torch.autograd.grad(x, leaf, factor * score_x)
-        mean, _ = sf.pvd_update(mean, mean, mean, d0.detach(), score, sigma=sigma, sigma_above=above, zeta=zeta, next_var=0)
-    error = float((mean[0] - want).abs().max())
-    if right:
-        within(mean[0], want, 1e-7, "source fixed point")
-    else:
-        assert error > 1e-4, "a factor-2 slip must move the fixed point"
+        (score,) = torch.autograd.grad(x, leaf, factor * sf.likelihood_score(y, h, x.detach(), NOISE_VAR).score_x)
+        mean, _ = sf.pvd_update(mean, mean, mean, d0.detach(), score, sigma=sigma, sigma_above=1.36 * sigma, zeta=zeta, next_var=0)
+    return mean[0]
+
+
+@pytest.mark.parametrize("sigma, tolerance", [(0.5, 1e-11), (1e-5, 1e-6)])
+def test_source_with_known_channel(sigma, tolerance):
+    """Dual case: the source's fixed point is the closed form, and its exact posterior mean as sigma vanishes.
+
+    With W = C (C + s^2)^-1 and B = 2 Re(M^H M)/sn2 the level's fixed point solves
+    ((C + s^2)^-1 + W B W)(m - mu) = W 2 Re(M^H (y - M mu))/sn2. A cotangent off by two moves it.
+    """
+    y, h, encode, mu, cov = _source_case()
+    posterior, precision = _map_of_source(y, h, encode, mu, cov)
+    big = torch.block_diag(*cov)
+    gram = precision - torch.linalg.inv(big)
+    noisy = torch.linalg.inv(big + sigma**2 * torch.eye(len(big), dtype=torch.float64))
+    wiener = big @ noisy
+    pull = wiener @ precision @ (posterior - mu).flatten()
+    level = noisy + wiener @ gram @ wiener
+    want = mu + torch.linalg.solve(level, pull).reshape(mu.shape)
+    values = torch.linalg.eigvalsh(level)
+    zeta, steps = 1 / (0.8496 * sigma**2 * float(values.max())), int(30 * float(values.max() / values.min()))
+    blocks = torch.stack([cov[u] @ torch.linalg.inv(cov[u] + sigma**2 * torch.eye(len(cov[u]), dtype=torch.float64))
+                          for u in range(len(cov))])  # fmt: skip
+    got = _source_loop(y, h, encode, mu, blocks, sigma, zeta, 2.0, steps)
+    within(got, want, tolerance, f"source fixed point sigma={sigma}")
+    if sigma < 1e-3:
+        within(got, posterior, tolerance, "source posterior mean")
+    for factor in (1.0, 4.0):
+        wrong = _source_loop(y, h, encode, mu, blocks, sigma, zeta / 2, factor, 2 * steps)
+        assert float((wrong - want).abs().max()) > 1e-4, "a factor-2 slip must move the fixed point"
 
 
 @pytest.mark.parametrize("variable", ["h", "d"])

@@ -64,7 +64,7 @@ def array_function(fn: F) -> F:
             raise TypeError(f"{fn.__name__}: {' and '.join(sorted(kinds))} arrays are mixed; pass one kind")
         if kinds <= {"torch"}:
             return fn(*args, **kwargs)
-        kind = kinds.pop()
+        kind = str(kinds.pop())
         out = fn(*[_to_torch(v, _kind(v)) for v in args], **{k: _to_torch(v, _kind(v)) for k, v in kwargs.items()})
         return _back(out, kind)
 

@@ -1,4 +1,4 @@
-"""Shapes, strides and addresses of block-diagonal MIMO operands, shared by the ops built on csrc/cpu/block_worker.hpp."""
+"""Shapes, strides and addresses of block-diagonal MIMO operands, for the ops over csrc/cpu/block_worker.hpp."""
 
 import torch
 from torch import Tensor

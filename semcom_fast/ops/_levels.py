@@ -44,7 +44,7 @@ def _real(level: Tensor) -> Tensor:
 
 
 def cpu_level(level: Level, sample_axis: bool, keep: list[Tensor]) -> float | tuple[int, int, int, int, int]:
-    """A number, or (address, is_double, strides over sample, item, group) as the bindings take it; `keep` pins memory."""
+    """A number, or (address, is_double, strides over sample, item, group) for the bindings; `keep` pins it."""
     if is_number(level):
         return float(level)
     assert isinstance(level, Tensor)

@@ -119,7 +119,10 @@ class Op:
 
     def _vmap_entry(self, info: Any, in_dims: Any, *args: Any) -> Any:
         assert self._vmap is not None
-        moved = [a.movedim(d, 0) if d is not None and isinstance(a, Tensor) else a for a, d in zip(args, in_dims, strict=True)]
+        moved = [
+            a.movedim(d, 0) if d is not None and isinstance(a, Tensor) else a
+            for a, d in zip(args, in_dims, strict=True)
+        ]
         out = self._vmap(moved, [d is not None for d in in_dims], info.batch_size)
         return out, (tuple(0 for _ in out) if isinstance(out, tuple) else 0)
 
@@ -148,7 +151,7 @@ class Op:
             generate_vmap_rule = False
 
             @staticmethod
-            def forward(*args: Any) -> Any:  # type: ignore[override]
+            def forward(*args: Any) -> Any:
                 return op.run(*args)
 
             @staticmethod
@@ -168,7 +171,9 @@ class Op:
 def reference_vjp(fn: Callable, args: Sequence[Any], needs: Sequence[bool], grads: Sequence[Any]) -> tuple[Any, ...]:
     """Gradients of a plain torch definition: for derivatives that are not worth a kernel. One order only."""
     with torch.enable_grad():
-        inputs = [a.detach().requires_grad_(n) if isinstance(a, Tensor) else a for a, n in zip(args, needs, strict=True)]
+        inputs = [
+            a.detach().requires_grad_(n) if isinstance(a, Tensor) else a for a, n in zip(args, needs, strict=True)
+        ]
         outs = fn(*inputs)
         outs = outs if isinstance(outs, tuple) else (outs,)
         pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if g is not None]
@@ -179,7 +184,9 @@ def reference_vjp(fn: Callable, args: Sequence[Any], needs: Sequence[bool], grad
 
 def fold(args: Sequence[Any], mapped: Sequence[bool], size: int, folds: Sequence[bool]) -> list[Any]:
     """vmap helper: merge the mapped axis into axis 0 of the arguments marked in `folds` ([V,B,...] -> [V*B,...])."""
-    batch = max((a.shape[int(m)] for a, m, f in zip(args, mapped, folds, strict=True) if f and a is not None), default=1)
+    batch = max(
+        (a.shape[int(m)] for a, m, f in zip(args, mapped, folds, strict=True) if f and a is not None), default=1
+    )
     out = []
     for a, m, f in zip(args, mapped, folds, strict=True):
         if f and isinstance(a, Tensor):

@@ -17,6 +17,7 @@ from .blockdiag_apply import blockdiag_apply
 if TYPE_CHECKING:
     from jaxtyping import Complex
 
+
 def _outputs(y: Tensor, h: Tensor, x: Tensor, probe: Tensor | None) -> tuple[Tensor, ...]:
     b, u = _blocks.batch_size(y, h, x, probe), h.shape[1]
     energy = y.new_empty(b, dtype=_checks.real_dtype(y))
@@ -95,7 +96,9 @@ def _backward(needs, args, outs, grads):
         grad_probe = 2 * grads[3].reshape(*grads[3].shape, 1, 1, 1) * probe + blockdiag_adjoint(h, v)
         grad_probe = _blocks.sum_to_batch(grad_probe, probe)
     if noise_var is not None:
-        inner = sum((torch.view_as_real(g.conj() * o)[..., 0]).flatten(1).sum(1) for g, o in zip(grads, outs[:2], strict=False))
+        inner = sum(
+            (torch.view_as_real(g.conj() * o)[..., 0]).flatten(1).sum(1) for g, o in zip(grads, outs[:2], strict=False)
+        )
         grad_noise = _blocks.sum_to_batch(-inner / noise_var, noise_var)
     grads_in = [_blocks.sum_to_batch(g, t) for g, t in ((g_r, y), (grad_h, h), (grad_x, x))]
     return *grads_in, grad_noise, grad_probe
@@ -104,7 +107,9 @@ def _backward(needs, args, outs, grads):
 def _jvp(args, outs, tangents):
     """Tangents of all five outputs; a missing tangent is zero."""
     y, h, x, noise_var, probe = args
-    dy, dh, dx, dn, dp = (torch.zeros_like(a) if t is None and a is not None else t for a, t in zip(args, tangents, strict=True))
+    dy, dh, dx, dn, dp = (
+        torch.zeros_like(a) if t is None and a is not None else t for a, t in zip(args, tangents, strict=True)
+    )
     r = y - blockdiag_apply(h, x)
     dr = dy - blockdiag_apply(dh, x) - blockdiag_apply(h, dx)
     inv_h = 1.0 / _column(noise_var, 5)
@@ -210,6 +215,8 @@ def likelihood_score(
     _checks.same_kind(_NAME, _checks.COMPLEX, "y h x probe", y, h, x, probe)
     ys, hs, xs = y.shape, h.shape, x.shape
     plain_batch = len(ys) == 4 and len(hs) == len(xs) == 5 and hs[:3] == xs[:3] and hs[4] == xs[3] and ys[3] == xs[4]
+    lead: torch.Size
+    flat: tuple[Tensor | None, ...]
     if plain_batch and ys[0] == hs[0] and ys[1:3] == hs[2:4] and (probe is None or probe.shape == xs):
         lead, flat = ys[:1], (y, h, x, probe)
     else:

@@ -74,14 +74,14 @@ _op = Op(
 @array_function
 def pvd_calibrate(
     noise_var: Level,
-    var_h: "Real[Tensor, 'batch users']",
-    probe_x: "Real[Tensor, 'batch users']",
-    probe_y: "Real[Tensor, 'batch']",
+    var_h: "Real[Tensor, 'b u']",
+    probe_x: "Real[Tensor, 'b u']",
+    probe_y: "Real[Tensor, '*batch']",
     *,
     x_energy: float,
     nr: int,
     count: int,
-) -> "Real[Tensor, 'batch']":
+) -> "Real[Tensor, '*batch']":
     r"""Variance of channel noise plus what the uncertainty of channel and codeword adds to the residual.
 
     Definition, with dH ~ CN(0, var_h) and the secant probe dX_u = f(D_u + sqrt(var_d) z) - f(D_u):

@@ -59,9 +59,7 @@ def _cpu(mean, anchor, sample, denoised, score, noise, *rest):
     inputs = [_blocks.plain(t) for t in (mean, anchor, sample, denoised, score)]
     given = None if noise is None else _blocks.plain(noise)
     keep: list[Tensor] = []
-    table = [
-        None if v is None else _levels.cpu_level(v, i == 3 and stacked, keep) for i, v in enumerate(levels)
-    ]
+    table = [None if v is None else _levels.cpu_level(v, i == 3 and stacked, keep) for i, v in enumerate(levels)]
     scale = math.sqrt(0.5) if mean.is_complex() else 1.0
     key = _levels.to_int(seed), _levels.to_int(step) & 0xFFFFFFFF, stream, first_item
     bad = require_core().cpu_pvd_update(
@@ -80,14 +78,25 @@ def _triton(mean, anchor, sample, denoised, score, noise, *rest):
 
     *levels, seed, step, stream, first_item = rest
     n_l, b, g, e, stacked = _layout(mean, sample, tuple(levels))
+    sigma, above, zeta, score_var, next_var = levels
+
+    def level(value: Level, sample_axis: bool = False) -> tuple[Tensor, int, int, int]:
+        return _levels.device_level(value, sample_axis, mean.device)
+
     table = LevelTable(
-        *(None if v is None else _levels.device_level(v, i == 3 and stacked, mean.device) for i, v in enumerate(levels))
+        level(sigma),
+        level(above),
+        level(zeta),
+        level(score_var, stacked),
+        None if next_var is None else level(next_var),
     )
     one, many = (b, g, e), (n_l, b, g, e)
     new_mean, new_sample = kernel.run(
         _real(mean).reshape(one),
         _real(anchor).reshape(one),
-        *(_real(t).reshape(many) for t in (sample, denoised, score)),
+        _real(sample).reshape(many),
+        _real(denoised).reshape(many),
+        _real(score).reshape(many),
         None if noise is None else _real(noise).reshape(many),
         table,
         seed,
@@ -143,7 +152,14 @@ def _backward(needs, args, outs, grads):
     pull, rho, score, amp = _weights(args)
     many = total.expand(sample.shape) if stacked else total
     n_l = sample.shape[0] if stacked else 1
-    out = [total, pull * n_l * total, -(pull + rho) * many, rho * many, score * many, amp * g_sample if needs[5] else None]
+    out = [
+        total,
+        pull * n_l * total,
+        -(pull + rho) * many,
+        rho * many,
+        score * many,
+        amp * g_sample if needs[5] else None,
+    ]
     levels = [None] * 5
     if any(needs[6:11]):
         only = [False] * 6 + list(needs[6:11]) + [False] * 4

@@ -57,14 +57,16 @@ class GaussianChannelPrior:
             for side, n, name in ((self._rx, x.shape[-2], "cov_rx"), (self._tx, x.shape[-1], "cov_tx")):
                 values, vectors = side or (torch.ones(n, dtype=torch.float64), torch.eye(n, dtype=torch.complex128))
                 if len(values) != n:
-                    raise ValueError(f"GaussianChannelPrior: {name} is {len(values)}x{len(values)} but x is {tuple(x.shape)}")
+                    raise ValueError(
+                        f"GaussianChannelPrior: {name} is {len(values)}x{len(values)} but x is {tuple(x.shape)}"
+                    )
                 sides.append((values, vectors))
             (lr, ur), (lt, ut) = sides
             product = (self.var * lr[:, None] * lt[None, :]).to(x.device, x.real.dtype)
             self._modes[key] = (product, ur.to(x.device, x.dtype), ut.to(x.device, x.dtype))
         return self._modes[key]
 
-    def _shrink(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def _shrink(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | float]:
         if self._rx is None and self._tx is None:
             # a number costs one small op less than a tensor, but reading it from a GPU would synchronise
             power = float(sigma) ** 2 if sigma.device.type == "cpu" else sigma * sigma

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import require_extra
-from ..ops import likelihood_score, philox_normal, pvd_calibrate, pvd_update
 from ..ops._checks import tolerate_non_finite
+from ..ops.likelihood_score import likelihood_score
+from ..ops.philox_normal import philox_normal
+from ..ops.pvd_calibrate import pvd_calibrate
+from ..ops.pvd_update import pvd_update
 from ..reference import default_next_var
 from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder
 
@@ -113,7 +117,7 @@ class _Run:
         self.noise_var = noise_var
         sigmas = torch.tensor(c.schedule(), dtype=torch.float64)
         self.sigmas = sigmas.to(y.device, self.real)
-        next_var = [default_next_var(s, a) if c.sample_noise else 0.0 for s, a in zip(sigmas, sigmas[1:], strict=False)]
+        next_var = [default_next_var(s, a) if c.sample_noise else 0.0 for s, a in pairwise(sigmas)]
         self.levels: Any = [(float(s), float(v)) for s, v in zip(sigmas, [*next_var, 0.0], strict=True)]
         if y.device.type != "cpu":  # one table on the device instead of a fill per level argument
             table = torch.tensor(self.levels, dtype=torch.float64, device=y.device)
@@ -123,11 +127,13 @@ class _Run:
         self.energy = self.score_var = y.new_zeros(0, dtype=self.real)
 
     def _normal(self, shape: Sequence[int], dtype: torch.dtype, stream: int, step: int) -> Tensor:
-        draw = {"seed": self.seed, "step": step, "first_item": self.first_item, "dtype": dtype, "device": self.y.device}
         samples = [
-            philox_normal(shape, stream=stream + SAMPLE_STRIDE * k, **draw)
+            philox_normal(
+                shape, seed=self.seed, step=step, stream=stream + SAMPLE_STRIDE * k, first_item=self.first_item,
+                dtype=dtype, device=self.y.device,
+            )
             for k in range(self.config.L if stream in (STREAM_H, STREAM_D, STREAM_PROBE) else 1)
-        ]
+        ]  # fmt: skip
         return samples[0] if len(samples) == 1 else torch.stack(samples)
 
     def _start(self, shape: tuple[int, ...], dtype: torch.dtype, zeta: float, stream: int, first: int) -> _State:
@@ -273,7 +279,7 @@ class PVD:
         if restarts < 1:
             raise ValueError(f"PVD.run: restarts must be at least 1, got {restarts}")
         level = torch.as_tensor(noise_var)
-        if level.ndim > 1 or level.ndim == 1 and level.shape[0] not in (1, y.shape[0]):
+        if level.ndim > 1 or (level.ndim == 1 and level.shape[0] not in (1, y.shape[0])):
             raise ValueError(f"PVD.run: noise_var must be a number or [B] = [{y.shape[0]}], got {tuple(level.shape)}")
         if level.device.type == "cpu" and not bool((level > 0).all() and torch.isfinite(level).all()):
             raise ValueError(f"PVD.run: noise_var must be positive and finite, got {noise_var}")
@@ -347,6 +353,6 @@ def _choose(h: Tensor, d: Tensor, energy: Tensor, images: int, restarts: int) ->
     lost = torch.isinf(best)
     if bool(lost.any()):
         index = int(lost.nonzero()[0])
-        raise DivergedError(f"PVD.run: image {index} diverged in all {restarts} restarts (non-finite residual); "
-                            "its results and those of the other images are in this error's .result", result)  # fmt: skip
+        why = f"PVD.run: image {index} diverged in all {restarts} restarts (non-finite residual)"
+        raise DivergedError(f"{why}; its results and those of the other images are in this error's .result", result)
     return result

@@ -50,7 +50,9 @@ class ParallelDenoiser:
         if var.ndim == 1:
             var = var.unsqueeze(1).expand(x.shape[:2])
         if var.shape != x.shape[:2]:
-            raise ValueError(f"PVD: {self._name} must return var [B,U] = {tuple(x.shape[:2])} or [B], got {tuple(var.shape)}")
+            raise ValueError(
+                f"PVD: {self._name} must return var [B,U] = {tuple(x.shape[:2])} or [B], got {tuple(var.shape)}"
+            )
         return mean, torch.minimum(var.clamp_min(0), sigma * sigma)
 
     def with_vjp(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:

@@ -8,5 +8,9 @@ Level = float | int | Tensor
 
 def align_left(level: Level, ndim: int, device: torch.device) -> Tensor:
     """A number or a tensor over the leading dims, as float64 broadcastable against an `ndim`-dimensional state."""
-    t = level.to(device, torch.float64) if isinstance(level, Tensor) else torch.tensor(level, dtype=torch.float64, device=device)
+    t = (
+        level.to(device, torch.float64)
+        if isinstance(level, Tensor)
+        else torch.tensor(level, dtype=torch.float64, device=device)
+    )
     return t.reshape(t.shape + (1,) * (ndim - t.ndim))

@@ -12,8 +12,8 @@ from .networks import load_denoiser, load_encoder
 
 __all__ = [
     "DigitDecoder",
-    "DigitEncoder",
     "DigitDenoiser",
+    "DigitEncoder",
     "GaussianMixturePrior",
     "Link",
     "Outcome",
