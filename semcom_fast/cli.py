@@ -39,35 +39,14 @@ def _system(verb: str, rest: list[str]) -> None:
     execute(parser.parse_args(rest))
 
 
-def _bench_scripts(folder: Path) -> dict[str, Path]:
-    """Benchmarks that can be run by themselves, by stem."""
-    return {path.stem: path for path in sorted(folder.glob("*.py")) if 'if __name__ == "__main__"' in path.read_text()}
-
-
 def _bench(rest: list[str]) -> int:
-    """Run the benchmarks of a source tree, all or those named, one process each; the worst exit code is returned."""
-    folder = SOURCE_TREE / "benchmarks"
-    scripts = _bench_scripts(folder) if folder.is_dir() else {}
-    if not scripts:
+    """Run the microbenchmarks of a source tree with the options given."""
+    if not (SOURCE_TREE / "benchmarks" / "__main__.py").exists():
         raise FileNotFoundError(
-            "benchmarks are not installed with the package; clone the source tree and run semcom-fast bench there "
-            f"(looked in {folder})"
+            "the benchmarks do not come with the installed package: clone the source tree, install it with -e, and run "
+            f"this command again (looked in {SOURCE_TREE})"
         )
-    parser = _Parser(prog="semcom-fast bench", description=f"Run the benchmarks in {folder}.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (default: all): {', '.join(scripts)}")
-    parser.add_argument("--list", action="store_true", help="print their names and stop")
-    args, options = parser.parse_known_args(rest)
-    if args.list:
-        print("\n".join(scripts))
-        return 0
-    unknown = [name for name in args.names if name not in scripts]
-    if unknown:
-        raise ValueError(f"no benchmark named {', '.join(unknown)}; there: {', '.join(scripts)}")
-    codes = []
-    for name in args.names or scripts:
-        print(f"== {name}", flush=True)
-        codes.append(subprocess.run([sys.executable, str(scripts[name]), *options], cwd=SOURCE_TREE).returncode)
-    return max(codes)
+    return subprocess.run([sys.executable, "-m", "benchmarks", *rest], cwd=SOURCE_TREE, check=False).returncode
 
 
 def _info() -> None:
@@ -102,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except KeyboardInterrupt as stop:
-        print(f"\nsemcom-fast: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\nsemcom-fast: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, BackendUnavailable, MissingExtra) as err:
         print(f"semcom-fast: {' '.join(str(err).split())}", file=sys.stderr)

@@ -100,7 +100,7 @@ def main() -> int:
         return 0
     jobs = [(source, arch) for source in sorted(SOURCES.glob("*.cu")) for arch in ([90] if args.quick else [80, 90])]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda job: compile_one(nvcc, *job, folder), jobs))
+        results = list(pool.map(lambda job: compile_one(nvcc, job[0], job[1], folder), jobs))
     rows = sorted((r for found, _ in results for r in found), key=lambda r: (r["file"], r["arch"], r["kernel"]))
     columns = ["file", "arch", "kernel", "registers", "stack", "spill_stores", "spill_loads", "shared", "file_seconds"]
     for row in rows:

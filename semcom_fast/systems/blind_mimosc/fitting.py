@@ -98,13 +98,12 @@ class Fit:
 
     def run(self, label: str, progress: bool = True) -> nn.Module:
         """Train to the last step and return the averaged model in evaluation mode; raises Stopped on Ctrl-C."""
-        bar = require_extra("tqdm", "demo").tqdm(
-            total=self.settings.steps, initial=self.step, desc=label, unit="step", disable=not progress
-        )
+        tqdm = require_extra("tqdm", "demo").tqdm
+        shown = {"total": self.settings.steps, "initial": self.step, "desc": label, "unit": "step"}
         self.model.train()
         saved = began = time.monotonic()
         before = self.seconds
-        with bar, deferred_interrupt() as stopped:
+        with deferred_interrupt() as stopped, tqdm(**shown, disable=not progress) as bar:
             while self.step < self.settings.steps:
                 loss = self._one_step()
                 self.seconds = before + time.monotonic() - began
