@@ -27,16 +27,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("stems", nargs="*", default=STEMS, help=f"any of {', '.join(STEMS)}")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, few rounds: under a minute")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--csv", type=Path, help="where to write the rows")
     args = parser.parse_args(argv)
     unknown = [s for s in args.stems if s not in STEMS]
     if unknown:
         parser.error(f"unknown stem {unknown[0]!r}; choose from {', '.join(STEMS)}")
     torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    timing.device = args.device
     from .philox_normal import ns_per_normal
 
     gemm, per_normal = timing.cgemm_rate(), ns_per_normal()
-    kernel = "cpu " + _native.info().get("cpu level running", "none")
+    kernel = "cuda or triton" if args.device == "cuda" else "cpu " + _native.info().get("cpu level running", "none")
     print(
         f"{args.threads} threads, {kernel}; cgemm {gemm * 1e-9:.0f} GFLOP/s, {per_normal:.2f} ns per normal (one thread)"
     )

@@ -65,7 +65,7 @@ def measure(case: Case, hot: bool, kernel: str, gemm_rate: float, ns_per_normal:
     worst = case.check()
     if not worst <= case.bound:
         raise AssertionError(f"{case.op} {case.size}: relative error {worst:.2e} exceeds {case.bound:.2e}; not timed")
-    sets = timing.rotation(case.make, case.min_bytes, hot)
+    sets = timing.rotation(lambda i: timing.to_device(case.make(i)), case.min_bytes, hot)
     n = len(sets)
     best = best_peer(case, sets)
     peer = case.peers[best]
@@ -79,7 +79,8 @@ def measure(case: Case, hot: bool, kernel: str, gemm_rate: float, ns_per_normal:
     )
     ref = timing.interleave({"reference": lambda i: case.reference(*sets[i % n])}, rounds=7)["reference"].median
     ours, copy = t["ours"].median, t["copy"].median
-    floor = max(copy, case.normals * ns_per_normal * 1e-9 / torch.get_num_threads())
+    workers = torch.get_num_threads() if timing.device == "cpu" else 1
+    floor = max(copy, case.normals * ns_per_normal * 1e-9 / workers)
     return Row(
         case.op, case.size, "hot" if hot else "rotated", kernel,
         ours * 1e6, t["ours"].low * 1e6, t["ours"].high * 1e6, best, t["torch"].median * 1e6,

@@ -5,7 +5,7 @@ import torch
 import semcom_fast as sf
 from semcom_fast import reference
 
-from . import peers
+from . import peers, timing
 from .cases import Case
 
 SIZES = [  # B, U, K, Nr, Nt, T, target
@@ -26,11 +26,11 @@ def inputs(i: int, b: int, u: int, k: int, nr: int, nt: int, t: int, dtype=torch
 
 def worst_error(ours, reference_fn, args) -> float:
     """Largest error relative to the largest entry, over all outputs, against float64."""
-    got = ours(*args)
+    got = ours(*timing.to_device(args))
     want = reference_fn(*(a.to(torch.complex128) for a in args))
     got, want = (v if isinstance(v, tuple) else (v,) for v in (got, want))
     pairs = [(a, b) for a, b in zip(got, want, strict=True) if b is not None]
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    return max(float((a.cpu() - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
 def cases(quick: bool) -> list[Case]:

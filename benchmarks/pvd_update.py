@@ -5,7 +5,7 @@ import torch
 import semcom_fast as sf
 from semcom_fast import reference
 
-from . import peers
+from . import peers, timing
 from .cases import Case
 
 LEVELS = {"sigma": 0.5, "sigma_above": 0.7, "zeta": 0.1, "score_var": 0.8}
@@ -27,8 +27,8 @@ def _reference(*state):
 def _error(make) -> float:
     state = make(0)
     wide = torch.complex128 if state[0].is_complex() else torch.float64
-    pairs = zip(_ours(*state), _reference(*(s.to(wide) for s in state)), strict=True)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    pairs = zip(_ours(*timing.to_device(state)), _reference(*(s.to(wide) for s in state)), strict=True)
+    return max(float((a.cpu() - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
 def cases(quick: bool) -> list[Case]:

@@ -21,10 +21,25 @@ from semcom_fast import _native
 
 RESULTS = Path(__file__).parent / "results"
 MAX_ROTATION = 3 << 30  # bytes of input sets; more would only page
+MAX_SETS = 20000  # tiny inputs: their cost is the call, not the memory
+device = "cpu"  # set by __main__
+
+
+def synchronise() -> None:
+    """Wait for queued GPU work; nothing on a CPU."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def to_device(values: tuple) -> tuple:
+    """Tensors of an input set on the device under test."""
+    return tuple(v.to(device) if isinstance(v, torch.Tensor) else v for v in values)
 
 
 def last_cache_bytes() -> int:
-    """Size of the last-level cache as the kernel reports it; 32 MiB when it does not."""
+    """Size of the last-level cache (of the GPU, when one is timed); 32 MiB where the kernel does not report it."""
+    if device != "cpu":
+        return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -37,7 +52,8 @@ def rotation(make: Callable[[int], Any], bytes_per_set: int, hot: bool) -> list[
     if hot:
         return [make(0)]
     need = min(4 * last_cache_bytes(), MAX_ROTATION)
-    return [make(i) for i in range(max(2, -(-need // max(bytes_per_set, 1))))]
+    count = max(2, -(-need // max(bytes_per_set, 1)))
+    return [make(i) for i in range(min(count, MAX_SETS))]
 
 
 @dataclass
@@ -55,17 +71,21 @@ def interleave(sides: dict[str, Callable[[int], Any]], rounds: int = 41, target:
     inner = {}
     for name in names:
         sides[name](0)
+        synchronise()
         start = time.perf_counter()
         sides[name](1)
+        synchronise()
         inner[name] = max(1, min(1000, int(target / max(time.perf_counter() - start, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in names}
     counter = 2
     for r in range(rounds):
         for name in names if r % 2 == 0 else reversed(names):
             fn, n = sides[name], inner[name]
+            synchronise()
             start = time.perf_counter()
             for i in range(n):
                 fn(counter + i)
+            synchronise()
             samples[name].append((time.perf_counter() - start) / n)
             counter += n
     out = {}
@@ -78,9 +98,7 @@ def interleave(sides: dict[str, Callable[[int], Any]], rounds: int = 41, target:
 def copy_side(total_bytes: int, hot: bool) -> Callable[[int], Any]:
     """`dst.copy_(src)` on buffers that total `total_bytes`: half read, half written."""
     half = max(8, total_bytes // 2)
-    sets = rotation(
-        lambda _: (torch.zeros(half, dtype=torch.uint8), torch.zeros(half, dtype=torch.uint8)), 2 * half, hot
-    )
+    sets = rotation(lambda _: torch.zeros(2, half, dtype=torch.uint8, device=device).unbind(0), 2 * half, hot)
 
     def copy(i: int) -> None:
         dst, src = sets[i % len(sets)]
@@ -92,7 +110,7 @@ def copy_side(total_bytes: int, hot: bool) -> Callable[[int], Any]:
 def cgemm_rate() -> float:
     """Measured complex64 matrix-product rate of torch at 768^3, in real flops per second."""
     n = 768
-    a, b = torch.randn(n, n, dtype=torch.complex64), torch.randn(n, n, dtype=torch.complex64)
+    a, b = torch.randn(2, n, n, dtype=torch.complex64, device=device).unbind(0)
     t = interleave({"gemm": lambda i: a @ b}, rounds=15)["gemm"].median
     return 8 * n**3 / t
 
@@ -106,7 +124,7 @@ def machine() -> dict[str, str]:
         model = lines[0].split(":")[1].strip() if lines else model
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
-        "device": model,
+        "device": model if device == "cpu" else torch.cuda.get_device_name(),
         "isa": _native.info().get("cpu level running", "none"),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,

@@ -41,7 +41,7 @@ struct row {  // a run of reals with one set of levels
     bool valid = true;
     for (int64_t l = 0; l < a.l; ++l) {
       const double score_var = at(a.score_var, l, b, g);
-      valid = valid && score_var > 0;
+      valid = valid && score_var > 0 && score_var - score_var == 0;
       const auto c = pvd_coefficients<T>::from(sigma, above, zeta, score_var, 1.0 / double(a.l));
       const T *sample = in(a.sample, l), *denoised = in(a.denoised, l), *score = in(a.score, l);
       const T* from = l ? new_mean : mean;

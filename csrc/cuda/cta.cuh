@@ -170,7 +170,7 @@ SF_HD void outer_tile(product<one_col<T>, true> (&p)[RT][CT], int32_t pieces, co
                       const wide<T, 1>* const (&x)[CT]) {
   for (int32_t s = 0; s < pieces; ++s) {
     wide<T, N> rv[RT], xv[CT];
-    SF_UNROLL
+  SF_UNROLL
     for (int i = 0; i < RT; ++i) rv[i] = load<N>(r[i] + s * N);
     SF_UNROLL
     for (int c = 0; c < CT; ++c) xv[c] = load<N>(x[c] + s * N);

@@ -82,7 +82,7 @@ struct score_columns {
     cta.last([&](thread_place w) {
       const int64_t left = v.n - first;
       const int32_t blocks_here = left < s.group ? int32_t(left) : s.group;
-      SF_NO_UNROLL
+    SF_NO_UNROLL
       for (int32_t q = w.id; q < blocks_here * out_tiles; q += cta.threads()) outer(q / out_tiles, q % out_tiles, mem);
       const int32_t columns = v.energy_count();
       SF_NO_UNROLL

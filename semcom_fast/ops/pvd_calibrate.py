@@ -43,6 +43,8 @@ def _triton(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
 def _reference(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
     out = reference.pvd_calibrate(noise_var, var_h, probe_x, probe_y, x_energy=x_energy, nr=nr, count=count)
     if not _checks.tolerating_non_finite():
+        if isinstance(noise_var, Tensor):
+            _levels.require_positive(_NAME, "noise_var", noise_var)
         _levels.require_positive(_NAME, "the effective noise variance", out)
     return out
 

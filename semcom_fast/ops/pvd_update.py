@@ -125,7 +125,9 @@ def _formula(mean, anchor, sample, denoised, score, noise, *rest):
 
 def _reference(*args):
     new_mean, new_sample = _formula(*args)
-    _checks.require_finite(_NAME, "item", new_mean if new_mean.ndim else new_mean.reshape(1))
+    stacked = new_sample.ndim > new_mean.ndim
+    for t in (new_mean, *(new_sample if stacked else (new_sample,))):
+        _checks.require_finite(_NAME, "item", t if t.ndim else t.reshape(1))
     return new_mean, new_sample
 
 
@@ -275,6 +277,8 @@ def pvd_update(
         _levels.check(_NAME, name, level, tuple(sample.shape[:2]) if stacked else lead, mean.device)
     for name, level in (("sigma", sigma), ("sigma_above", sigma_above), ("score_var", score_var)):
         _checks.positive_level(_NAME, name, level)
+    if first_item < 0 or stream < 0:
+        raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
     if noise is None and seed is None and not (_levels.is_number(next_var) and next_var == 0):
         raise ValueError(f"{_NAME} draws the next sample: pass noise= or seed=, or next_var=0 for no draw")
     if _levels.is_number(next_var) and next_var == 0:
