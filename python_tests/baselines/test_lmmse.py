@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from sf_testing import draw, within
+
 from semcom_fast.baselines import gaussian_pilots, lmmse_pilot_channel, orthogonal_pilots, pilot_lmmse_nmse
 from semcom_fast.links import channel_nmse, draw_channel, noise_var_from_snr_db, to_db, transmit
-from sf_testing import draw, within
 
 # Table I's pilot rows: one user with sixteen antennas, 128 receive antennas, 0 dB.
 NR, NT = 128, 16
@@ -30,7 +31,9 @@ def test_orthogonal_pilots_would_give_less(length, exact_db):
     h = draw_channel(100, 1, 4, NR, NT, seed=2)
     x = orthogonal_pilots(1, NT, length)
     y = transmit(h, x.expand(100, 1, 4, NT, length), NOISE_VAR, seed=2)
-    assert float(to_db(channel_nmse(h, lmmse_pilot_channel(y, x, NOISE_VAR)).mean())) == pytest.approx(exact_db, abs=0.02)
+    assert float(to_db(channel_nmse(h, lmmse_pilot_channel(y, x, NOISE_VAR)).mean())) == pytest.approx(
+        exact_db, abs=0.02
+    )
 
 
 def test_stacking_users_is_one_user_with_all_antennas():

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from sf_testing import same_bits
+
 from semcom_fast.links import channel_nmse, draw_channel, psnr, to_db, transmit
 from semcom_fast.ops import philox_normal
 from semcom_fast.reference import blockdiag_apply
-from sf_testing import same_bits
 
 
 def _exponential(n: int, rho: complex) -> torch.Tensor:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from semcom_fast.links import draw_channel, noise_var_from_snr_db, transmit
 from semcom_fast.ops import philox_normal
 from semcom_fast.reference import blockdiag_apply

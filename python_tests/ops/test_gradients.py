@@ -5,6 +5,7 @@ import torch
 from sf_testing import draw, within
 from torch.autograd import forward_ad as fwd_ad
 from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
 
 import semcom_fast as sf
 
@@ -94,9 +95,18 @@ def test_gradgradcheck(name):
     try:
         assert gradgradcheck(fn, _leaves(args), **CHECK)
     except (RuntimeError, NotImplementedError) as err:
-        if isinstance(err, torch.autograd.gradcheck.GradcheckError):
+        if isinstance(err, GradcheckError):
             raise
         assert any(k in str(err) for k in ("once_differentiable", "twice", "second", "higher")), err
+
+
+@cases
+def test_first_gradients_know_their_graph(name):
+    """gradgradcheck skips gradients without a graph, so check that none of a quadratic loss's gradients lacks one."""
+    fn, args = CASES[name]
+    leaves = _leaves(args)
+    grads = torch.autograd.grad(_loss(fn)(*leaves), leaves, create_graph=True)
+    assert all(g.requires_grad for g in grads), [g.requires_grad for g in grads]
 
 
 @cases

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from sf_testing import draw, same_bits
+
 from semcom_fast import weights
 from semcom_fast.data import load_digits
 from semcom_fast.systems.blind_mimosc import (
@@ -17,7 +19,6 @@ from semcom_fast.systems.blind_mimosc import (
 )
 from semcom_fast.systems.blind_mimosc.train import DENOISER, ENCODERS
 from semcom_fast.systems.blind_mimosc.variance import VarianceTable
-from sf_testing import draw, same_bits
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 import csv
 
 import pytest
-import semcom_fast as sf
 import torch
+
+import semcom_fast as sf
 from semcom_fast.baselines import oracle_lmmse_channel
 from semcom_fast.data import load_digits
 from semcom_fast.links import channel_nmse, draw_channel, noise_var_from_snr_db, to_db, transmit

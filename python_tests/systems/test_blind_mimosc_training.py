@@ -5,12 +5,13 @@ import signal
 
 import pytest
 import torch
+from sf_testing import same_bits
+
 from semcom_fast import weights
 from semcom_fast.data import load_digits
 from semcom_fast.systems.blind_mimosc import train
 from semcom_fast.systems.blind_mimosc.fitting import Fit, FitSettings, Stopped
 from semcom_fast.systems.blind_mimosc.networks import load_denoiser, load_encoder
-from sf_testing import same_bits
 
 
 class _Line(torch.nn.Module):
@@ -112,7 +113,7 @@ def test_penalty_punishes_odd_encoders_only():
     # an untrained encoder is dominated by its biases: even, so the penalty costs nothing
     assert loss(1.0) == pytest.approx(plain, abs=1e-6)
     with torch.no_grad():
-        for layer in codec.encoder.layers:
+        for layer in (codec.encoder.second, codec.encoder.last):
             layer.bias.zero_()
-        codec.encoder.layers[0].bias.copy_(-codec.encoder.layers[0].weight @ images.mean(0))
+        codec.encoder.first.bias.copy_(-codec.encoder.first.weight @ images.mean(0))
     assert loss(1.0) - loss(0.0) > 1e-3

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from semcom_fast import cli
 from semcom_fast.systems.blind_mimosc import demo, figure
 
@@ -83,7 +84,9 @@ def test_bench_outside_a_source_tree_says_where(tmp_path, monkeypatch, capsys):
 def test_bench_runs_with_its_options_and_passes_its_code_on(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "__init__.py").touch()
-    (tmp_path / "benchmarks" / "__main__.py").write_text("import sys; sys.exit(7 if sys.argv[1:] == ['--quick'] else 1)")
+    (tmp_path / "benchmarks" / "__main__.py").write_text(
+        "import sys; sys.exit(7 if sys.argv[1:] == ['--quick'] else 1)"
+    )
     monkeypatch.setattr(cli, "SOURCE_TREE", tmp_path)
     assert cli.main(["bench", "--quick"]) == 7
 

@@ -1,6 +1,7 @@
 """The digits: scale, split and order."""
 
 import torch
+
 from semcom_fast.data import load_digits
 from semcom_fast.data.digits import as_images
 
@@ -21,6 +22,3 @@ def test_split_is_fixed_and_complete():
 def test_images_are_rows():
     flat = torch.arange(128.0).reshape(2, 64)
     assert as_images(flat)[1, 0].tolist() == list(range(64, 72))
-
-
-

@@ -82,9 +82,6 @@ def pilot_lmmse_nmse(
 ) -> Tensor:
     """NMSE [B] (linear) of LMMSE on channels h [B,U,K,Nr,Nt] after `length` slots of Gaussian random pilots."""
     batch, users, blocks, _, nt = h.shape
-    x = gaussian_pilots(
-        batch, users, blocks, nt, length, seed=seed, first_item=first_item, power=power, dtype=h.dtype
-    )
+    x = gaussian_pilots(batch, users, blocks, nt, length, seed=seed, first_item=first_item, power=power, dtype=h.dtype)
     y = transmit(h, x, noise_var, seed, first_item=first_item)
     return channel_nmse(h, lmmse_pilot_channel(y, x, noise_var))
-

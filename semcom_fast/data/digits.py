@@ -10,9 +10,7 @@ from ..errors import require_extra
 
 SIDE = 8
 TRAIN_COUNT = 1500
-LICENCE = (
-    "UCI Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak, 1998), CC BY 4.0, as shipped with scikit-learn"
-)
+LICENCE = "UCI Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak, 1998), CC BY 4.0, via scikit-learn"
 _SPLIT_SEED = 0
 
 

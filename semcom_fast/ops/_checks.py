@@ -129,5 +129,5 @@ def non_finite(op: str, what: str, index: int) -> ValueError:
 
 def positive_level(op: str, name: str, value) -> None:
     """A Python number must be finite and > 0; tensors are checked inside the kernels."""
-    if isinstance(value, (int, float)) and not (value > 0 and math.isfinite(value)):
+    if isinstance(value, (int, float)) and not 0 < value < math.inf:
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")

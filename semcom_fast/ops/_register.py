@@ -169,17 +169,22 @@ class Op:
 
 
 def reference_vjp(fn: Callable, args: Sequence[Any], needs: Sequence[bool], grads: Sequence[Any]) -> tuple[Any, ...]:
-    """Gradients of a plain torch definition: for derivatives that are not worth a kernel. One order only."""
-    with torch.enable_grad():
-        inputs = [
-            a.detach().requires_grad_(n) if isinstance(a, Tensor) else a for a, n in zip(args, needs, strict=True)
-        ]
-        outs = fn(*inputs)
-        outs = outs if isinstance(outs, tuple) else (outs,)
-        pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if g is not None]
-        wanted = [a for a, n in zip(inputs, needs, strict=True) if n]
-        found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
-    return tuple(next(found) if n else None for n in needs)
+    """Gradients of a plain torch definition: for derivatives that are not worth a kernel. Composes with any transform."""
+    wanted = [i for i, need in enumerate(needs) if need]
+
+    def of_wanted(*values: Tensor) -> tuple[Tensor, ...]:
+        full = list(args)
+        for i, v in zip(wanted, values, strict=True):
+            full[i] = v
+        out = fn(*full)
+        return out if isinstance(out, tuple) else (out,)
+
+    outs, pull = torch.func.vjp(of_wanted, *(args[i] for i in wanted))
+    found = pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outs, grads, strict=True)))
+    result: list[Any] = [None] * len(args)
+    for i, g in zip(wanted, found, strict=True):
+        result[i] = g
+    return tuple(result)
 
 
 def fold(args: Sequence[Any], mapped: Sequence[bool], size: int, folds: Sequence[bool]) -> list[Any]:

@@ -93,12 +93,18 @@ def _vjp_backward(needs, args, outs, grads):
     return reference_vjp(_vjp_formula, args, needs, grads)
 
 
+def _vjp_vmap(args, mapped, size):
+    wide = [a if m else a.expand(size, *a.shape) for a, m in zip(args[:3], mapped, strict=False)]
+    return _vjp_op(*wide, *args[3:])
+
+
 _vjp_op = Op(
     "power_normalise_vjp",
     "(Tensor z, Tensor norm, Tensor g, float power, int dims) -> Tensor",
     kernels={"cpu": _vjp_cpu, "triton": _vjp_triton, "reference": _vjp_formula},
     fake=lambda z, norm, g, power, dims: z.new_empty(z.shape),
     backward=_vjp_backward,
+    vmap=_vjp_vmap,
 )
 
 

@@ -10,7 +10,7 @@ def _eigen(cov: Tensor, name: str) -> tuple[Tensor, Tensor]:
     if cov.ndim != 2 or cov.shape[0] != cov.shape[1]:
         raise ValueError(f"GaussianChannelPrior: {name} must be a square matrix, got shape {tuple(cov.shape)}")
     cov = cov.to(torch.complex128)
-    if not bool(torch.isfinite(torch.view_as_real(cov)).all()):
+    if not bool(torch.isfinite(torch.view_as_real(cov.resolve_conj())).all()):
         raise ValueError(f"GaussianChannelPrior: {name} holds NaN or Inf")
     if not torch.allclose(cov, cov.mH, atol=1e-6 * float(cov.abs().max())):
         raise ValueError(f"GaussianChannelPrior: {name} is not Hermitian")

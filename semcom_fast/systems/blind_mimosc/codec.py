@@ -1,5 +1,7 @@
 """Encoders of Blind-MIMOSC: digits to power-normalised complex codewords, and the decoder used in training only."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,66 +42,67 @@ class DigitEncoder(nn.Module):
         self.shape = (blocks, nt, slots)
         self.users = users
         self.mask_seed = mask_seed
-        self.layers = nn.ModuleList(
-            (nn.Linear(dim, width), nn.Linear(width, width), nn.Linear(width, 2 * blocks * nt * slots))
-        )
-        self._last: tuple[Tensor, Tensor] | None = None
+        self.first = nn.Linear(dim, width)
+        self.second = nn.Linear(width, width)
+        self.last = nn.Linear(width, 2 * blocks * nt * slots)
+        self._kept: tuple[Tensor, ...] | None = None
 
     @property
     def symbols(self) -> int:
         """Complex symbols per user and image, m = K Nt T."""
-        return self.layers[2].out_features // 2
+        return self.last.out_features // 2
 
-    def _distinct(self) -> tuple[Tensor, Tensor]:
+    def _distinct_last(self) -> tuple[Tensor, Tensor]:
         """Last layer of every user, weight [U,width,2m] and bias [U,1,2m]: permuted and turned."""
-        last = self.layers[2]
         m = self.symbols
-        weight = torch.view_as_complex(last.weight.t().reshape(-1, m, 2).contiguous())
-        bias = torch.view_as_complex(last.bias.reshape(1, m, 2).contiguous())
-        weights, biases = [], []
-        for user in range(self.users):
-            w, b = weight, bias
-            if user > 0:
-                draw = philox_normal((m,), seed=self.mask_seed, step=MASK_STEP, first_item=user * m, dtype=w.dtype)
-                turn = (draw / draw.abs()).to(w.device)
-                order = philox_normal((m,), seed=self.mask_seed, step=MASK_STEP + 1, first_item=user * m).argsort()
-                order = order.to(w.device)
-                w, b = w[:, order] * turn, b[:, order] * turn
-            weights.append(torch.view_as_real(w).flatten(1))
-            biases.append(torch.view_as_real(b).flatten(1))
-        return torch.stack(weights), torch.stack(biases)
+        weight = torch.view_as_complex(self.last.weight.t().reshape(-1, m, 2).contiguous())
+        bias = torch.view_as_complex(self.last.bias.reshape(1, m, 2).contiguous())
+        weights, biases = [weight], [bias]
+        for user in range(1, self.users):
+            mine = partial(philox_normal, (m,), seed=self.mask_seed, first_item=user * m)
+            draw = mine(step=MASK_STEP, dtype=weight.dtype)
+            order = mine(step=MASK_STEP + 1).argsort().to(weight.device)
+            turn = (draw / draw.abs()).to(weight.device)
+            weights.append(weight[:, order] * turn)
+            biases.append(bias[:, order] * turn)
+        real = [torch.view_as_real(torch.stack(part)).flatten(2) for part in (weights, biases)]
+        return real[0], real[1]
 
-    def _users_last(self) -> tuple[Tensor, Tensor]:
-        if self.training or self.layers[2].weight.requires_grad:
-            return self._distinct()
-        if self._last is None:
-            self._last = self._distinct()
-        return self._last
+    def _prepare(self) -> tuple[Tensor, ...]:
+        """Transposed weights and biases of the three layers; kept in evaluation mode, where they do not change."""
+        if self._kept is not None:
+            return self._kept
+        last = (self.last.weight.t(), self.last.bias) if self.users == 1 else self._distinct_last()
+        parts = (self.first.weight.t(), self.first.bias, self.second.weight.t(), self.second.bias, *last)
+        if not self.training and not parts[-1].requires_grad:
+            self._kept = parts
+        return parts
 
     def forward(self, d: Tensor) -> Tensor:
         if d.ndim != 3 or d.shape[1] != self.users:
-            raise ValueError(f"this encoder serves {self.users} user(s): need d [B,{self.users},n], got {tuple(d.shape)}")
-        first, second, last = self.layers
-        h = functional.silu(torch.addmm(first.bias, d.reshape(-1, d.shape[-1]), first.weight.t()))
-        h = functional.silu(torch.addmm(second.bias, h, second.weight.t()))
+            raise ValueError(
+                f"this encoder serves {self.users} user(s): need d [B,{self.users},n], got {tuple(d.shape)}"
+            )
+        w1, b1, w2, b2, w3, b3 = self._prepare()
+        h = functional.silu(torch.addmm(b1, d.reshape(-1, d.shape[-1]), w1))
+        h = functional.silu(torch.addmm(b2, h, w2))
         if self.users == 1:
-            z = torch.addmm(last.bias, h, last.weight.t())
+            z = torch.addmm(b3, h, w3)
         else:
-            weight, bias = self._users_last()
-            z = torch.baddbmm(bias, h.view(-1, self.users, h.shape[-1]).transpose(0, 1), weight).transpose(0, 1)
+            z = torch.baddbmm(b3, h.view(-1, self.users, h.shape[-1]).transpose(0, 1), w3).transpose(0, 1)
         z = torch.view_as_complex(z.reshape(-1, self.users, *self.shape, 2))
         return power_normalise(z)[0]
 
     def train(self, mode: bool = True) -> "DigitEncoder":
-        self._last = None
+        self._kept = None
         return super().train(mode)
 
     def _apply(self, *args, **kwargs):
-        self._last = None
+        self._kept = None
         return super()._apply(*args, **kwargs)
 
     def load_state_dict(self, *args, **kwargs):
-        self._last = None
+        self._kept = None
         return super().load_state_dict(*args, **kwargs)
 
 

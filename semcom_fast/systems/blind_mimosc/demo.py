@@ -107,7 +107,7 @@ def pilot_remark(fractions: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _picture(settings: DemoSettings, link: Link, points: Sequence[Point]) -> None:
+def _picture(settings: DemoSettings, link: Link, points: Sequence[Point], fractions: dict[str, float]) -> None:
     by = {(p.encoder, p.snr_db): p for p in points}
     snrs = settings.snrs_db
     penalised = [by["penalised", snr] for snr in snrs]
@@ -117,14 +117,26 @@ def _picture(settings: DemoSettings, link: Link, points: Sequence[Point]) -> Non
     curves = [
         Curve("LMMSE, M Gaussian pilots", [p.multi.pilots_db for p in penalised], "#9a9a9a", "--", "v"),
         Curve("LMMSE, 2M Gaussian pilots", [p.multi.pilots_twice_db for p in penalised], "#5f5f5f", "--", "^"),
-        Curve(f"PVD, no pilots, plain encoder (x{STARTS})", [p.multi.nmse_db for p in plain], "#d95f02", "-", "s"),
-        Curve(f"PVD, no pilots, penalised (x{STARTS})", [p.multi.nmse_db for p in penalised], "#1b6ca8", "-", "o"),
+        Curve(
+            f"PVD, plain encoder ({fractions['plain']:.0%} constant energy)",
+            [p.multi.nmse_db for p in plain],
+            "#d95f02",
+            "-",
+            "s",
+        ),
+        Curve(
+            f"PVD, penalised encoder ({fractions['penalised']:.0%} constant energy)",
+            [p.multi.nmse_db for p in penalised],
+            "#1b6ca8",
+            "-",
+            "o",
+        ),
         Curve("oracle LMMSE (codeword known)", [p.multi.oracle_db for p in penalised], "#1a1a1a", ":", "D"),
     ]
     subtitle = (
         f"Held-out 8x8 digits, {link.users} user, {link.blocks} fading blocks of {link.slots} slots, {link.nr}x{link.nt} "
-        f"Rayleigh MIMO, noise variance known. Left: recovered from the penalised encoder, first {SHOWN} of "
-        f"{settings.images} digits."
+        f"Rayleigh MIMO, noise variance known. Left: recovered from the penalised encoder's codewords, best of {STARTS} "
+        "starts."
     )
     draw(settings.out, "Channel and images recovered together, blind", subtitle, rows, snrs, curves)
 
@@ -154,7 +166,7 @@ def run_demo(settings: DemoSettings | None = None) -> list[Point]:
         denoiser = load_denoiser(settings.weights)
         cost = measure(encoders["penalised"], denoiser, images[:24], link=link, on_round=bar.update)
     fractions = {variant: mean_codeword_fraction(encoder, digits.test) for variant, encoder in encoders.items()}
-    _picture(settings, link, points)
+    _picture(settings, link, points, fractions)
     print(f"\nBlind-MIMOSC, {len(images)} held-out digits, (K,Nr,Nt,T) = ({link.blocks},{link.nr},{link.nt},{link.slots}), "
           "channel and images unknown to the receiver\n")  # fmt: skip
     print(table(points, link))

@@ -15,10 +15,14 @@ class _Level(NamedTuple):
     skip: Tensor  # 0-d
     weight_in: Tensor  # [n,width], c_in folded in
     bias_in: Tensor  # [width]
-    biases: tuple[Tensor, ...]  # one [width] per block
+    blocks: tuple[tuple[Tensor, Tensor, Tensor], ...]  # [width,width] and [width] of the first layer, [width,width]
     weight_out: Tensor  # [width,n], c_out folded in
     bias_out: Tensor  # [n]
     variance: Tensor  # 0-d
+
+
+def _linear(layers: nn.ModuleList) -> list[nn.Linear]:
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 class DigitDenoiser(nn.Module):
@@ -39,6 +43,7 @@ class DigitDenoiser(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    frequencies: Tensor
 
     def __init__(self, dim: int = 64, width: int = 256, blocks: int = 3, features: int = 32) -> None:
         super().__init__()
@@ -53,7 +58,7 @@ class DigitDenoiser(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("frequencies", torch.linspace(0.2, 6.0, features), persistent=False)
         self._levels: dict[float, _Level] = {}
-        for layer in self.second:
+        for layer in _linear(self.second):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.outer.weight)
 
@@ -88,7 +93,10 @@ class DigitDenoiser(nn.Module):
             skip=skip,
             weight_in=weight_in.contiguous(),
             bias_in=self.inner.bias + shifts[0] - self.mean @ weight_in,
-            biases=tuple(layer.bias + shift for layer, shift in zip(self.first, shifts[1:], strict=True)),
+            blocks=tuple(
+                (first.weight.t(), first.bias + shift, second.weight.t())
+                for first, second, shift in zip(_linear(self.first), _linear(self.second), shifts[1:], strict=True)
+            ),
             weight_out=(self.outer.weight.t() * c_out).contiguous(),
             bias_out=self.outer.bias * c_out + self.mean * (1 - skip),
             variance=self.variance(sigma),
@@ -110,8 +118,8 @@ class DigitDenoiser(nn.Module):
         level = self._level(x, sigma)
         flat = x.reshape(-1, x.shape[-1])
         h = torch.addmm(level.bias_in, flat, level.weight_in)
-        for first, second, bias in zip(self.first, self.second, level.biases, strict=True):
-            h = torch.addmm(h, functional.silu(torch.addmm(bias, h, first.weight.t())), second.weight.t())
+        for first, bias, second in level.blocks:
+            h = torch.addmm(h, functional.silu(torch.addmm(bias, h, first)), second)
         out = torch.addmm(level.bias_out, h, level.weight_out).addcmul(flat, level.skip)
         return out.view_as(x), level.variance.expand(x.shape[:-1])
 

@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=297, help="held-out digits to use (default: all 297)")
     parser.add_argument("--channel-seeds", type=int, default=4)
     parser.add_argument("--snr", type=float, nargs="+", default=list(SNRS_DB), metavar="DB")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with args.out.open("w", newline="") as file:

@@ -102,8 +102,12 @@ def send_and_receive(
 
 def join(outcomes: list[Outcome]) -> Outcome:
     """Outcomes of several batches as one."""
-    tensors = [torch.cat(column) for column in list(zip(*outcomes, strict=True))[:-1]]
-    return Outcome(*tensors, seconds=sum(outcome.seconds for outcome in outcomes))
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([getattr(outcome, name) for outcome in outcomes])
+
+    tensors = {name: whole(name) for name in Outcome._fields if name != "seconds"}
+    return Outcome(**tensors, seconds=sum(outcome.seconds for outcome in outcomes))
 
 
 def summarise(outcome: Outcome, pixel_variance: float) -> Summary:

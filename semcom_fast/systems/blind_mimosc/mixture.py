@@ -32,7 +32,12 @@ class GaussianMixturePrior:
                 f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covariances.shape)}"
             )
         values, vectors = torch.linalg.eigh(covariances.double())
-        self.log_weights, self.means, self.values, self.vectors = weights.double().log(), means.double(), values, vectors
+        self.log_weights, self.means, self.values, self.vectors = (
+            weights.double().log(),
+            means.double(),
+            values,
+            vectors,
+        )
 
     @classmethod
     def fit(cls, images: Tensor, components: int = 20, reg: float = 5e-3, seed: int = 0) -> "GaussianMixturePrior":

@@ -152,7 +152,9 @@ def train_denoiser(session: Session, digits: DigitSplit) -> dict[str, Any]:
     levels = torch.tensor([0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0])
     errors = measures.denoising_errors(best, digits.test, levels) / variance
     metrics = {
-        "test_mse_over_var": {f"sigma={s:g}": round(e, 4) for s, e in zip(levels.tolist(), errors.tolist(), strict=True)}
+        "test_mse_over_var": {
+            f"sigma={s:g}": round(e, 4) for s, e in zip(levels.tolist(), errors.tolist(), strict=True)
+        }
     }
     data = (
         f"scikit-learn load_digits, x/8 - 1: {len(images)} to fit, {len(validation)} for v(sigma), "
@@ -174,15 +176,15 @@ def train_encoder(session: Session, digits: DigitSplit, variant: str) -> dict[st
     _reload(best)
     variance = measures.pixel_variance(digits.train)
     metrics = {
-        "codec_mse_over_var_at_10_dB": round(measures.codec_error(best.encoder, best.decoder, digits.test) / variance, 4),
+        "codec_mse_over_var_at_10_dB": round(
+            measures.codec_error(best.encoder, best.decoder, digits.test) / variance, 4
+        ),
         "reflection_correlation": round(
             measures.reflection_correlation(best.encoder, digits.test, digits.train.mean(0)), 4
         ),
         "mean_codeword_energy_fraction": round(measures.mean_codeword_fraction(best.encoder, digits.test), 4),
     }
-    data = (
-        f"scikit-learn load_digits, x/8 - 1: {len(digits.train)} to fit, {len(digits.test)} held out for the metrics"
-    )
+    data = f"scikit-learn load_digits, x/8 - 1: {len(digits.train)} to fit, {len(digits.test)} held out for the metrics"
     what = f"MLP encoder of 8x8 digits to 64 complex symbols, {variant}"
     loss = {
         "loss": f"mean squared error after white noise at {measures.CODEC_SNR_DB:g} dB on the codeword",

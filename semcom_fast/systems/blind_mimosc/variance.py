@@ -11,6 +11,7 @@ class VarianceTable(nn.Module):
     noise of variance sigma^2. Every step works on tensors, so that a captured graph follows its sigma.
     """
 
+    log_sigma: Tensor
     log_error: Tensor
 
     def __init__(self, low: float = 0.005, high: float = 200.0, points: int = 54) -> None:

@@ -1,0 +1,278 @@
+"""Each op as a real torch op: opcheck, fake tensors, make_fx, export, and torch.compile beside complex arithmetic."""
+
+import warnings
+
+import pytest
+import torch
+from sf_testing import draw, within
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import semcom_fast as sf
+
+OPS = torch.ops.semcom_fast
+DTYPES = (torch.complex64, torch.complex128)
+
+
+def _scalar(v, dtype=torch.float64):
+    return torch.tensor(v, dtype=dtype)
+
+
+def _packet_samples(dtype):
+    """Positional arguments of every registered op, with and without each optional operand."""
+    real = dtype.to_real()
+    y, h, x = draw(2, 3, 4, 5, seed=1, dtype=dtype), draw(2, 2, 3, 4, 2, seed=2, dtype=dtype), draw(2, 2, 3, 2, 5, seed=3, dtype=dtype)
+    one = h[:1].contiguous()
+    s = [draw(2, 3, 4, seed=i, dtype=dtype) for i in range(6)]
+    many = [s[0], s[1], *(draw(2, 2, 3, 4, seed=i, dtype=dtype) for i in range(2, 6))]
+    levels = [_scalar(v) for v in (0.5, 0.7, 0.1, 0.9)]
+    seed, step = torch.tensor(3), torch.tensor(4)
+    var = draw(2, 2, seed=9, dtype=real).abs()
+    z, norm = x, torch.linalg.vector_norm(x, dim=(-3, -2, -1))
+    return {
+        "blockdiag_apply": [(h, x), (one, x)],
+        "blockdiag_adjoint": [(h, y), (one, y)],
+        "likelihood_score": [(y, h, x, None, None), (y, h, x, torch.rand(2, dtype=real) + 0.5, None), (y, h, x, None, x + 1),
+                             (y, one, x, torch.rand(1, dtype=real) + 0.5, x + 1)],
+        "power_normalise": [(x, 1.0, 3), (x.real.clone(), 0.5, 2)],
+        "power_normalise_vjp": [(z, norm, x + 1, 1.0, 3)],
+        "pvd_update": [(*s, *levels, None, None, step, 0, 0), (*s, *levels, _scalar(0.3), None, step, 0, 0),
+                       (*s[:5], None, *levels, None, seed, step, 1, 5), (*many, *levels, None, None, step, 0, 0)],
+        "pvd_calibrate": [(torch.rand(2, dtype=real) + 0.1, var, var + 1, var[:, 0].contiguous(), 3.0, 4, 12)],
+        "philox_normal": [((2, 3), seed, step, 1, 5, real, torch.device("cpu")), ((0,), seed, step, 0, 0, dtype, torch.device("cpu"))],
+    }  # fmt: skip
+
+
+NAMES = tuple(_packet_samples(torch.complex128))
+
+
+def test_every_registered_op_is_listed():
+    """The samples below cover the whole library."""
+    schemas = torch._C._jit_get_all_schemas()
+    registered = {s.name.removeprefix("semcom_fast::") for s in schemas if s.name.startswith("semcom_fast::")}
+    assert registered == set(NAMES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("grad", [False, True])
+def test_opcheck(name, dtype, grad):
+    """Schema, autograd registration, fake tensors and aot dispatch with dynamic shapes."""
+    for args in _packet_samples(dtype)[name]:
+        # levels, seeds and steps are not differentiated here; opcheck compares gradients of the operands
+        given = [a.clone().requires_grad_(grad and a.ndim > 0 and (a.is_complex() or a.is_floating_point()))
+                 if isinstance(a, torch.Tensor) else a for a in args]  # fmt: skip
+        torch.library.opcheck(getattr(OPS, name).default, tuple(given))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fake_tensors(name):
+    """Under FakeTensorMode shapes, dtypes and strides equal those of the kernel."""
+    for args in _packet_samples(torch.complex64)[name]:
+        real = getattr(OPS, name)(*args)
+        with FakeTensorMode() as mode:
+            fake = getattr(OPS, name)(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args])
+        for a, b in zip(real if isinstance(real, tuple) else (real,), fake if isinstance(fake, tuple) else (fake,), strict=True):
+            assert a.shape == b.shape and a.dtype is b.dtype and a.stride() == b.stride(), name
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "power_normalise_vjp"])
+def test_dispatcher_equals_eager(name):
+    """torch.ops.semcom_fast.<op> and the direct call of the public function run the same kernel."""
+    args = _packet_samples(torch.complex64)[name][0]
+    public = {
+        "blockdiag_apply": lambda h, x: sf.blockdiag_apply(h, x),
+        "blockdiag_adjoint": lambda h, y: sf.blockdiag_adjoint(h, y),
+        "likelihood_score": lambda y, h, x, n, p: sf.likelihood_score(y, h, x)[:3],
+        "power_normalise": lambda z, p, d: sf.power_normalise(z, power=p, dims=d),
+        "pvd_update": lambda *a: sf.pvd_update(*a[:5], noise=a[5], sigma=a[6], sigma_above=a[7], zeta=a[8], score_var=a[9]),
+        "pvd_calibrate": lambda n, v, p, q, e, nr, c: sf.pvd_calibrate(n, v, p, q, x_energy=e, nr=nr, count=c),
+        "philox_normal": lambda s, k, t, st, f, d, dev: sf.philox_normal(s, seed=k, step=t, stream=st, first_item=f, dtype=d),
+    }
+    want, got = public[name](*args), getattr(OPS, name)(*args)
+    for a, b in zip(*(v if isinstance(v, tuple) else (v,) for v in (want, got)), strict=False):
+        assert torch.equal(a, b)
+
+
+PUBLIC = {
+    "blockdiag_apply": lambda y, h, x: sf.blockdiag_apply(h, x) + y,
+    "blockdiag_adjoint": lambda y, h, x: sf.blockdiag_adjoint(h, y) + x,
+    "likelihood_score": lambda y, h, x: sf.likelihood_score(y, h, x, 0.5, probe=x).score_h + h,
+    "likelihood_score energies": lambda y, h, x: (lambda s: s.energy * 2 + s.probe_y + s.probe_x.sum(-1))(
+        sf.likelihood_score(y, h, x, probe=2 * x)
+    ),
+    "power_normalise": lambda y, h, x: sf.power_normalise(x + 1j * x)[0] + x,
+    "pvd_update": lambda y, h, x: sf.pvd_update(h, 2 * h, h + 1, h * 1j, h, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=3)[1] + h,
+    "pvd_update levels": lambda y, h, x: sf.pvd_update(
+        h, 2 * h, h + 1, h * 1j, h, sigma=0.5, sigma_above=0.7, zeta=0.1, noise=h, score_var=h.abs().square().sum((1, 2, 3, 4)).detach()
+    )[0],
+    "pvd_calibrate": lambda y, h, x: (lambda s: sf.pvd_calibrate(
+        0.1, s.probe_x, s.probe_x + 1, s.probe_y, x_energy=10.0, nr=4, count=60))(sf.likelihood_score(y, h, x, probe=x)),
+}  # fmt: skip
+
+
+def _operands(batch, dtype, grad=True):
+    shapes = ((batch, 3, 4, 5), (batch, 2, 3, 4, 2), (batch, 2, 3, 2, 5))
+    return [draw(*s, seed=i, dtype=dtype).requires_grad_(grad) for i, s in enumerate(shapes)]
+
+
+def _run(fn, args):
+    out = fn(*args)
+    loss = out.abs().square().sum() if out.is_complex() else out.square().sum()
+    return [out.detach(), *(g for g in torch.autograd.grad(loss, args, allow_unused=True) if g is not None)]
+
+
+def _same(fn, compiled, batch, dtype, label):
+    want, got = _run(fn, _operands(batch, dtype)), _run(compiled, _operands(batch, dtype))
+    unit = 2.0**-24 if dtype is torch.complex64 else 2.0**-53
+    for a, b in zip(want, got, strict=True):
+        # the same kernels; only the complex arithmetic around them may be contracted or ordered differently
+        within(b, a, 64 * unit * (1e-30 + a.abs().max()), label)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_compile_beside_complex_arithmetic(name, dtype):
+    """torch.compile(fullgraph=True) with aot_eager: op + complex add, forward and backward, with a dynamic batch."""
+    torch._dynamo.reset()
+    compiled = torch.compile(PUBLIC[name], fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (3, 5):
+        _same(PUBLIC[name], compiled, batch, dtype, "compile aot_eager")
+    torch._dynamo.reset()
+
+
+def test_compile_recompiles_for_a_new_batch():
+    """Without dynamic=True the second batch size marks the dimension dynamic; results stay right."""
+    torch._dynamo.reset()
+    compiled = torch.compile(PUBLIC["likelihood_score"], fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 1, 4):
+        _same(PUBLIC["likelihood_score"], compiled, batch, torch.complex64, "compile recompiled")
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["blockdiag_apply"])
+def test_compile_with_inductor(name, dtype):
+    """The default backend: complex arithmetic beside the op is left to eager kernels, the results are the same."""
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Inductor says that it has no complex code generation
+        compiled = torch.compile(PUBLIC[name], fullgraph=True, dynamic=True)
+        for batch in (3, 5):
+            _same(PUBLIC[name], compiled, batch, dtype, "compile inductor")
+    torch._dynamo.reset()
+
+
+def test_compile_sees_one_node():
+    """The op is one opaque node of the compiled graph, not a decomposition."""
+    torch._dynamo.reset()
+    seen = []
+
+    def spy(graph, inputs):
+        seen.extend(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+        return graph
+
+    y, h, x = _operands(2, torch.complex64, grad=False)
+    torch.compile(lambda *a: sf.likelihood_score(*a).score_h, fullgraph=True, backend=spy)(y, h, x)
+    assert sum("semcom_fast.likelihood_score" in s for s in seen) == 1
+    assert not any("matmul" in s or "bmm" in s for s in seen), seen
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("value", ["number", "tensor", "[B]"])
+def test_compile_with_levels(value):
+    """Levels as numbers, 0-d tensors and [B] tensors inside a compiled function."""
+    torch._dynamo.reset()
+    level = {"number": 0.4, "tensor": torch.tensor(0.4), "[B]": torch.tensor([0.4, 0.5, 0.6])}[value]
+
+    def fn(h, v):
+        return sf.pvd_update(h, h, h + 1, h, h, sigma=v, sigma_above=0.9, zeta=0.1, next_var=v, noise=h)[1]
+
+    h = draw(3, 2, 5, dtype=torch.complex64)
+    got = torch.compile(fn, fullgraph=True, backend="aot_eager")(h, level)
+    within(got, fn(h, level), 1e-6, "compile levels")
+    torch._dynamo.reset()
+
+
+def test_compile_draws():
+    """Draws inside a compiled function are those of eager, for number and tensor seeds and steps, and change with step."""
+    torch._dynamo.reset()
+
+    def fn(h, seed, step):
+        mean, sample = sf.pvd_update(h, h, h, h, h, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=seed, step=step, stream=1)
+        return sample + sf.philox_normal((3, 2, 5), seed=seed, step=step, dtype=torch.complex64)
+
+    compiled, h = torch.compile(fn, fullgraph=True, backend="aot_eager"), draw(3, 2, 5, dtype=torch.complex64)
+    seen = []
+    for step in range(3):
+        for seed in (7, torch.tensor(7)):
+            at = torch.tensor(step) if isinstance(seed, torch.Tensor) else step
+            got = compiled(h, seed, at)
+            within(got, fn(h, seed, at), 1e-6, "compile draws")
+        seen.append(got)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+    torch._dynamo.reset()
+
+
+def test_compile_large_seed():
+    """A seed of the upper half of 64 bits survives tracing."""
+    torch._dynamo.reset()
+
+    def fn(h):
+        return h + sf.philox_normal((2, 3), seed=2**63 + 5, dtype=torch.float64)
+
+    h = torch.zeros(2, 3, dtype=torch.float64)
+    assert torch.equal(torch.compile(fn, fullgraph=True, backend="aot_eager")(h), fn(h))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_make_fx(name, mode):
+    """make_fx records the op and replays on other values; symbolic shapes replay on another batch."""
+    args = _operands(3, torch.complex128, grad=False)
+    graph = make_fx(PUBLIC[name], tracing_mode=mode)(*args)
+    assert any("semcom_fast" in str(n.target) for n in graph.graph.nodes)
+    other = [2 * a for a in _operands(4 if mode == "symbolic" else 3, torch.complex128, grad=False)]
+    want = PUBLIC[name](*other)
+    within(graph(*other), want, 1e-13 * want.abs().max(), "make_fx")
+
+
+def test_export():
+    """torch.export of a module around likelihood_score with a dynamic batch."""
+
+    class Module(torch.nn.Module):
+        def forward(self, y, h, x):
+            out = sf.likelihood_score(y, h, x, 0.5)
+            return out.score_h + h, out.energy
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    args = tuple(_operands(3, torch.complex64, grad=False))
+    program = torch.export.export(Module(), args, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
+    assert any("semcom_fast.likelihood_score" in str(n.target) for n in program.graph.nodes)
+    other = _operands(7, torch.complex64, grad=False)
+    for a, b in zip(program.module()(*other), Module()(*other), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_tracing_checks_shapes():
+    """Shape errors are raised while tracing too, with the op's own message."""
+    torch._dynamo.reset()
+    y, h, x = _operands(2, torch.complex64, grad=False)
+    with pytest.raises(Exception, match="likelihood_score: need"):
+        torch.compile(lambda *a: sf.likelihood_score(*a).energy, fullgraph=True, backend="eager")(y[..., :3], h, x)
+    short = y[..., :3].clone()
+    with FakeTensorMode() as mode, pytest.raises(ValueError, match="likelihood_score: need"):
+        sf.likelihood_score(*(mode.from_tensor(t) for t in (short, h, x)))
+    torch._dynamo.reset()
+
+
+def test_autocast_and_inference_mode():
+    """Ops keep their precision under autocast and run in inference mode."""
+    y, h, x = _operands(2, torch.complex64, grad=False)
+    want = sf.likelihood_score(y, h, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sf.likelihood_score(y, h, x).score_h, want.score_h)
+    with torch.inference_mode():
+        assert torch.equal(sf.likelihood_score(y, h, x).energy, want.energy)
