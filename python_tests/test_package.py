@@ -29,8 +29,21 @@ def test_public_names():
     """Everything in __all__ exists; the ops and the loop of the documentation are among it."""
     for name in sf.__all__:
         assert hasattr(sf, name), name
-    need = {"blockdiag_apply", "blockdiag_adjoint", "likelihood_score", "power_normalise", "pvd_update", "pvd_calibrate",
-            "philox_normal", "PVD", "PVDConfig", "GaussianChannelPrior", "use_backend", "BackendUnavailable", "__version__"}  # fmt: skip
+    need = {
+        "blockdiag_apply",
+        "blockdiag_adjoint",
+        "likelihood_score",
+        "power_normalise",
+        "pvd_update",
+        "pvd_calibrate",
+        "philox_normal",
+        "PVD",
+        "PVDConfig",
+        "GaussianChannelPrior",
+        "use_backend",
+        "BackendUnavailable",
+        "__version__",
+    }
     assert need <= set(sf.__all__)
     assert issubclass(sf.BackendUnavailable, RuntimeError) and issubclass(sf.MissingExtra, ImportError)
     assert issubclass(sf.DivergedError, ValueError)
@@ -79,11 +92,11 @@ BLOCKED = (
 def test_source_tree_without_its_extension():
     """The import works; the first op says what is missing and how to build it; the reference backend still runs."""
     code = BLOCKED + (
-        "state = [h] * 5\n"
+        "state, v = [h] * 5, torch.ones(2, 1)\n"
         "calls = [lambda: sf.blockdiag_apply(h, h), lambda: sf.blockdiag_adjoint(h, h[0]),\n"
         "         lambda: sf.likelihood_score(h[0], h, h), lambda: sf.philox_normal((2, 3), seed=1),\n"
         "         lambda: sf.power_normalise(h), lambda: sf.pvd_update(*state, sigma=.5, sigma_above=.7, zeta=.1, seed=1),\n"
-        "         lambda: sf.pvd_calibrate(.1, torch.ones(2, 1), torch.ones(2, 1), torch.ones(2), x_energy=1., nr=1, count=1)]\n"
+        "         lambda: sf.pvd_calibrate(.1, v, v, v[:, 0], x_energy=1., nr=1, count=1)]\n"
         "for call in calls:\n"
         "    try:\n"
         "        call()\n"
@@ -146,9 +159,13 @@ def test_use_backend_unknown():
 
 @pytest.mark.parametrize(
     "name, op, message",
-    [("cuda", "block", "move them to a CUDA device"), ("triton", "normal", "move them to a CUDA device|CUDA"),
-     ("cuda", "normal", "philox_normal has no cuda kernel.*cpu, triton"), ("triton", "block", "blockdiag_apply has no triton kernel")],
-)  # fmt: skip
+    [
+        ("cuda", "block", "move them to a CUDA device"),
+        ("triton", "normal", "move them to a CUDA device|CUDA"),
+        ("cuda", "normal", "philox_normal has no cuda kernel.*cpu, triton"),
+        ("triton", "block", "blockdiag_apply has no triton kernel"),
+    ],
+)
 def test_forced_backend_that_cannot_run(name, op, message):
     """A forced backend raises BackendUnavailable with what is missing; nothing falls back silently."""
     h = draw(1, 1, 1, 2, 2)
@@ -159,8 +176,12 @@ def test_forced_backend_that_cannot_run(name, op, message):
 def test_forced_backend_holds_in_the_loop():
     """A forced backend reaches the ops inside PVD.run."""
     c = sf.PVDConfig(J=1, Jin=1, source_shape=(4,))
-    pvd = sf.PVD(lambda d: sf.power_normalise(torch.view_as_complex(d.reshape(-1, 1, 1, 1, 2, 2)))[0], sf.GaussianChannelPrior(),
-                 lambda x, s: (x, s.square().expand(x.shape[:2])), c)  # fmt: skip
+    pvd = sf.PVD(
+        lambda d: sf.power_normalise(torch.view_as_complex(d.reshape(-1, 1, 1, 1, 2, 2)))[0],
+        sf.GaussianChannelPrior(),
+        lambda x, s: (x, s.square().expand(x.shape[:2])),
+        c,
+    )
     with sf.use_backend("cuda"), pytest.raises(sf.BackendUnavailable):
         pvd.run(draw(1, 1, 2, 2, dtype=torch.complex64), 0.1)
 
@@ -179,13 +200,18 @@ def test_environment_backend():
 
 def test_meta_tensors():
     """Meta tensors give meta results of the right shapes and dtypes, for every op, without a kernel."""
-    h, x, y = (torch.empty(s, dtype=torch.complex64, device="meta") for s in ((2, 1, 3, 4, 2), (2, 1, 3, 2, 8), (2, 3, 4, 8)))
+    h, x, y = (
+        torch.empty(s, dtype=torch.complex64, device="meta") for s in ((2, 1, 3, 4, 2), (2, 1, 3, 2, 8), (2, 3, 4, 8))
+    )
     v = torch.empty(3, 2, device="meta")
     out = sf.likelihood_score(y, h, x, 0.5, probe=x)
     assert [tuple(t.shape) for t in out] == [(2, 1, 3, 4, 2), (2, 1, 3, 2, 8), (2,), (2, 1), (2,)]
     assert out.energy.dtype is torch.float32 and all(t.is_meta for t in out)
     assert sf.blockdiag_apply(h, x).shape == (2, 3, 4, 8) and sf.blockdiag_adjoint(h, y).shape == (2, 1, 3, 2, 8)
-    assert [t.shape for t in sf.pvd_update(*[h] * 5, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=1)] == [h.shape, h.shape]
+    assert [t.shape for t in sf.pvd_update(*[h] * 5, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=1)] == [
+        h.shape,
+        h.shape,
+    ]
     assert [tuple(t.shape) for t in sf.power_normalise(x)] == [(2, 1, 3, 2, 8), (2, 1)]
     assert sf.pvd_calibrate(0.1, v, v, v[:, 0], x_energy=1.0, nr=4, count=12).is_meta
     assert sf.philox_normal((2, 3), seed=1, device="meta").is_meta

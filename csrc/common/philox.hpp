@@ -129,15 +129,15 @@ SF_HD typename floats<W>::V square_root(typename floats<W>::V a) {
 template <int W>
 SF_HD typename floats<W>::I uniform_bits(typename counters<W / 2>::V a, typename counters<W / 2>::V b) {
   using I = typename floats<W>::I;
-#if defined(__AVX512F__)
-  if constexpr (W == 16) {
-    const __m256i lo = _mm512_cvtepi64_epi32((__m512i)a), hi = _mm512_cvtepi64_epi32((__m512i)b);
-    return (I)_mm512_srli_epi32(_mm512_inserti64x4(_mm512_castsi256_si512(lo), hi, 1), 8);
-  }
-#endif
+#if defined(__clang__)
   I r;
   for (int i = 0; i < W / 2; ++i) r[i] = int32_t(uint32_t(a[i]) >> 8), r[i + W / 2] = int32_t(uint32_t(b[i]) >> 8);
   return r;
+#else
+  I even;  // the low words, on a little-endian machine
+  for (int i = 0; i < W; ++i) even[i] = 2 * i;
+  return (__builtin_shuffle((I)a, (I)b, even) >> 8) & 0xffffff;
+#endif
 }
 
 // {a0 b0 a1 b1 ...}: the lower and the upper half of two interleaved packs.

@@ -91,15 +91,15 @@ def test_mixed_kinds(name):
     tensors = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
     for i in tensors:
         mixed = [_numpy(a) if i == j else a for j, a in enumerate(args)]
-        with pytest.raises(TypeError, match="torch|numpy|NumPy"):
+        with pytest.raises(TypeError, match=r"torch|numpy|NumPy"):
             fn(*mixed, **kwargs)
         flipped = [a if i == j else _numpy(a) for j, a in enumerate(args)]
         if len(tensors) > 1:
-            with pytest.raises(TypeError, match="torch|numpy|NumPy"):
+            with pytest.raises(TypeError, match=r"torch|numpy|NumPy"):
                 fn(*flipped, **kwargs)
     for key, value in kwargs.items():
         if isinstance(value, torch.Tensor):
-            with pytest.raises(TypeError, match="torch|numpy|NumPy|tensor"):
+            with pytest.raises(TypeError, match=r"torch|numpy|NumPy|tensor"):
                 fn(*args, **(kwargs | {key: value.numpy()}))
 
 
@@ -138,5 +138,8 @@ def test_cupy_arrays_go_through_dlpack(monkeypatch):
 
 def test_numpy_path_does_not_import_cupy():
     """CuPy is never imported on its own."""
-    code = "import sys, numpy as np, semcom_fast as sf; sf.power_normalise(np.ones((2, 3, 4))); assert 'cupy' not in sys.modules"
+    code = (
+        "import sys, numpy as np, semcom_fast as sf\n"
+        "sf.power_normalise(np.ones((2, 3, 4))); assert 'cupy' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -84,18 +84,33 @@ def test_mixed_devices(op, name):
 
 
 WRONG_SHAPES = [
-    ("blockdiag_apply", "h", (2, 1, 3, 4, 3)), ("blockdiag_apply", "x", (2, 2, 3, 2, 8)), ("blockdiag_apply", "x", (2, 1, 4, 2, 8)),
-    ("blockdiag_apply", "h", (3, 4, 2)), ("blockdiag_apply", "h", (3, 1, 3, 4, 2)),
-    ("blockdiag_adjoint", "y", (2, 3, 5, 8)), ("blockdiag_adjoint", "y", (2, 4, 4, 8)), ("blockdiag_adjoint", "y", (4, 8)),
+    ("blockdiag_apply", "h", (2, 1, 3, 4, 3)),
+    ("blockdiag_apply", "x", (2, 2, 3, 2, 8)),
+    ("blockdiag_apply", "x", (2, 1, 4, 2, 8)),
+    ("blockdiag_apply", "h", (3, 4, 2)),
+    ("blockdiag_apply", "h", (3, 1, 3, 4, 2)),
+    ("blockdiag_adjoint", "y", (2, 3, 5, 8)),
+    ("blockdiag_adjoint", "y", (2, 4, 4, 8)),
+    ("blockdiag_adjoint", "y", (4, 8)),
     ("blockdiag_adjoint", "y", (3, 3, 4, 8)),
-    ("likelihood_score", "y", (2, 3, 4, 9)), ("likelihood_score", "y", (2, 3, 5, 8)), ("likelihood_score", "h", (2, 1, 3, 4, 3)),
-    ("likelihood_score", "x", (2, 2, 3, 2, 8)), ("likelihood_score", "probe", (2, 1, 3, 2, 9)),
-    ("likelihood_score", "probe", (3, 1, 3, 2, 8)), ("likelihood_score", "y", (5, 3, 4, 8)),
-    ("pvd_update", "anchor", (3, 2, 4)), ("pvd_update", "sample", (3, 2, 4)), ("pvd_update", "denoised", (2, 3, 2, 5)),
-    ("pvd_update", "score", (1, 2, 5)), ("pvd_update", "noise", (3, 2, 6)), ("pvd_update", "mean", (2, 3, 2, 5)),
-    ("pvd_calibrate", "var_h", (3, 3)), ("pvd_calibrate", "probe_x", (2, 2)), ("pvd_calibrate", "probe_y", (2,)),
+    ("likelihood_score", "y", (2, 3, 4, 9)),
+    ("likelihood_score", "y", (2, 3, 5, 8)),
+    ("likelihood_score", "h", (2, 1, 3, 4, 3)),
+    ("likelihood_score", "x", (2, 2, 3, 2, 8)),
+    ("likelihood_score", "probe", (2, 1, 3, 2, 9)),
+    ("likelihood_score", "probe", (3, 1, 3, 2, 8)),
+    ("likelihood_score", "y", (5, 3, 4, 8)),
+    ("pvd_update", "anchor", (3, 2, 4)),
+    ("pvd_update", "sample", (3, 2, 4)),
+    ("pvd_update", "denoised", (2, 3, 2, 5)),
+    ("pvd_update", "score", (1, 2, 5)),
+    ("pvd_update", "noise", (3, 2, 6)),
+    ("pvd_update", "mean", (2, 3, 2, 5)),
+    ("pvd_calibrate", "var_h", (3, 3)),
+    ("pvd_calibrate", "probe_x", (2, 2)),
+    ("pvd_calibrate", "probe_y", (2,)),
     ("pvd_calibrate", "probe_x", (3,)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("op, name, shape", WRONG_SHAPES)
@@ -110,11 +125,23 @@ def test_wrong_shapes_are_shown(op, name, shape):
 
 
 @backends
-@pytest.mark.parametrize("noise_var", [0, 0.0, -1, NAN, INF, *[torch.tensor(v) for v in (0.0, -1.0, NAN, INF)],
-                                       torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 1.0])], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "noise_var",
+    [
+        0,
+        0.0,
+        -1,
+        NAN,
+        INF,
+        *[torch.tensor(v) for v in (0.0, -1.0, NAN, INF)],
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([-2.0, 1.0]),
+    ],
+    ids=str,
+)
 def test_likelihood_noise_variance(noise_var, backend):
     """Zero, negative and non-finite levels, as a number or any entry of a tensor."""
-    with sf.use_backend(backend), pytest.raises(ValueError, match="^likelihood_score: noise_var must be positive"):
+    with sf.use_backend(backend), pytest.raises(ValueError, match=r"^likelihood_score: noise_var must be positive"):
         sf.likelihood_score(*_blocks(), noise_var)
 
 
@@ -127,9 +154,9 @@ def test_likelihood_noise_variance_shape(shape):
 
 def test_likelihood_noise_variance_kind():
     """A complex level or one on another device is refused, not converted."""
-    with pytest.raises(TypeError, match="^likelihood_score: noise_var.*(real|complex)"):
+    with pytest.raises(TypeError, match=r"^likelihood_score: noise_var.*(real|complex)"):
         sf.likelihood_score(*_blocks(), torch.ones(2, dtype=torch.complex64))
-    with pytest.raises(ValueError, match="^likelihood_score: noise_var is on meta"):
+    with pytest.raises(ValueError, match=r"^likelihood_score: noise_var is on meta"):
         sf.likelihood_score(*_blocks(), torch.ones(2, device="meta"))
 
 
@@ -140,7 +167,7 @@ def test_update_levels_must_be_positive(name, value):
     with pytest.raises(ValueError, match=f"^pvd_update: {name} must be positive and finite"):
         sf.pvd_update(*_state()[:5], **(LEVELS | {name: value}), seed=1)
     tensor = torch.tensor([0.6, value, 0.6]) if name != "sigma" else torch.tensor([0.5, value, 0.5])
-    with pytest.raises(ValueError, match="^pvd_update: .*(item|entry) 1"):
+    with pytest.raises(ValueError, match=r"^pvd_update: .*(item|entry) 1"):
         sf.pvd_update(*_state()[:5], **(LEVELS | {name: tensor}), seed=1)
 
 
@@ -152,10 +179,12 @@ def test_update_level_shapes(name, shape):
         sf.pvd_update(*_state()[:5], **(LEVELS | {name: torch.full(shape, 0.3)}), seed=1)
 
 
-@pytest.mark.parametrize("level", [torch.ones(3, dtype=torch.complex64), "big", [1, 2, 3]], ids=["complex", "str", "list"])
+@pytest.mark.parametrize(
+    "level", [torch.ones(3, dtype=torch.complex64), "big", [1, 2, 3]], ids=["complex", "str", "list"]
+)
 def test_level_kind(level):
     """Levels are numbers or real tensors."""
-    with pytest.raises(TypeError, match="^pvd_update: zeta"):
+    with pytest.raises(TypeError, match=r"^pvd_update: zeta"):
         sf.pvd_update(*_state()[:5], **(LEVELS | {"zeta": level}), seed=1)
 
 
@@ -175,16 +204,18 @@ def test_a_draw_needs_noise_or_seed(backend):
 @pytest.mark.parametrize("negative", [-0.1, torch.tensor([0.1, -0.1, 0.1])], ids=["number", "tensor"])
 def test_negative_next_variance(negative, backend):
     """A negative variance cannot be drawn from; the item or the argument is named."""
-    with sf.use_backend(backend), pytest.raises(ValueError, match="^pvd_update"):
+    with sf.use_backend(backend), pytest.raises(ValueError, match=r"^pvd_update"):
         sf.pvd_update(*_state()[:5], **LEVELS, next_var=negative, seed=1)
 
 
 @backends
-@pytest.mark.parametrize("noise_var", [0.0, -0.1, NAN, torch.tensor([0.1, -0.1, 0.1]), torch.tensor([0.1, 0.0, 0.1])], ids=str)
+@pytest.mark.parametrize(
+    "noise_var", [0.0, -0.1, NAN, torch.tensor([0.1, -0.1, 0.1]), torch.tensor([0.1, 0.0, 0.1])], ids=str
+)
 def test_calibrate_noise_variance(noise_var, backend):
     """noise_var <= 0 is refused even where the sum would be positive."""
     v = torch.rand(3, 2) + 0.1
-    with sf.use_backend(backend), pytest.raises(ValueError, match="^pvd_calibrate: "):
+    with sf.use_backend(backend), pytest.raises(ValueError, match=r"^pvd_calibrate: "):
         sf.pvd_calibrate(noise_var, v, v, v[:, 0], **SIZE)
 
 
@@ -195,7 +226,7 @@ def test_calibrate_names_the_item(name, bad, backend):
     """A NaN or Inf operand names its item."""
     args = {k: t.clone() for k, t in _calls()["pvd_calibrate"][1].items()}
     args[name][1, ...] = bad
-    with sf.use_backend(backend), pytest.raises(ValueError, match="^pvd_calibrate: .*(item|entry) 1 "):
+    with sf.use_backend(backend), pytest.raises(ValueError, match=r"^pvd_calibrate: .*(item|entry) 1 "):
         sf.pvd_calibrate(0.1, **args, **SIZE)
 
 
@@ -258,7 +289,7 @@ def test_update_names_the_item(name, samples, backend):
     args = {k: draw(*s, seed=i) for i, (k, s) in enumerate(shapes.items())}
     args[name][..., 1, 1, 3] = NAN
     noise = args.pop("noise")
-    with sf.use_backend(backend), pytest.raises(ValueError, match="^pvd_update: item 1 is not finite"):
+    with sf.use_backend(backend), pytest.raises(ValueError, match=r"^pvd_update: item 1 is not finite"):
         sf.pvd_update(**args, **LEVELS, noise=noise)
 
 
@@ -284,7 +315,7 @@ def test_normalise_dims(dims):
 @pytest.mark.parametrize("power", [0.0, -1.0, NAN, INF])
 def test_normalise_power(power):
     """The power must be positive and finite."""
-    with pytest.raises(ValueError, match="^power_normalise: power must be positive and finite"):
+    with pytest.raises(ValueError, match=r"^power_normalise: power must be positive and finite"):
         sf.power_normalise(draw(2, 3, 4), power=power)
 
 
@@ -297,16 +328,16 @@ def test_normalise_empty_codeword():
 @pytest.mark.parametrize("wrong", [{"dtype": torch.float16}, {"dtype": torch.int64}])
 def test_normals_dtype(wrong):
     """Normals exist in single and double precision, real and complex."""
-    with pytest.raises(TypeError, match="^philox_normal: dtype"):
+    with pytest.raises(TypeError, match=r"^philox_normal: dtype"):
         sf.philox_normal((2, 3), seed=1, **wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"first_item": -1}, {"stream": -1}])
 def test_normals_addresses(wrong):
     """Addresses are not negative."""
-    with pytest.raises(ValueError, match="^philox_normal: .*must not be negative"):
+    with pytest.raises(ValueError, match=r"^philox_normal: .*must not be negative"):
         sf.philox_normal((2, 3), seed=1, **wrong)
-    with pytest.raises(ValueError, match="^pvd_update: .*must not be negative"):
+    with pytest.raises(ValueError, match=r"^pvd_update: .*must not be negative"):
         sf.pvd_update(*_state()[:5], **LEVELS, seed=1, **wrong)
 
 

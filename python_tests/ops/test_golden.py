@@ -64,7 +64,12 @@ def test_pvd_update(golden, backend, dtype, form):
         want = {k: torch.view_as_real(v) for k, v in want.items()}
     j = int(golden["level"])
     sigma, above = (float(v) for v in golden["sigma"][j : j + 2])
-    levels = {"sigma": sigma, "sigma_above": above, "zeta": float(golden["zeta"]), "score_var": float(golden["score_var"])}
+    levels = {
+        "sigma": sigma,
+        "sigma_above": above,
+        "zeta": float(golden["zeta"]),
+        "score_var": float(golden["score_var"]),
+    }
     state = [values[k] for k in names[:5]]
     got = sf.pvd_update(*state, **levels, noise=values["noise"])
     m, a, s, d, g = (t.abs().double() for t in state)

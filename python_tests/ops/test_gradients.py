@@ -21,7 +21,12 @@ def _positive(*shape, seed=0):
     return _real(*shape, seed=seed).abs() + 0.5
 
 
-Y, H, X, DX = draw(2, 2, 3, 3, seed=1), draw(2, 2, 2, 3, 2, seed=2), draw(2, 2, 2, 2, 3, seed=3), draw(2, 2, 2, 2, 3, seed=4)
+Y, H, X, DX = (
+    draw(2, 2, 3, 3, seed=1),
+    draw(2, 2, 2, 3, 2, seed=2),
+    draw(2, 2, 2, 2, 3, seed=3),
+    draw(2, 2, 2, 2, 3, seed=4),
+)
 ONE_H, ONE_X, ONE_Y = H[:1], X[:1], Y[:1]
 STATE = [draw(2, 2, 3, seed=s) for s in range(6)]
 REALS = [_real(2, 2, 3, seed=s) for s in range(6)]
@@ -35,7 +40,9 @@ def _update(*ops, noise=True, **levels):
 
 
 def _update_levels(sigma, above, zeta, score_var, next_var, *ops):
-    return sf.pvd_update(*ops[:5], sigma=sigma, sigma_above=above, zeta=zeta, score_var=score_var, next_var=next_var, noise=ops[5])
+    return sf.pvd_update(
+        *ops[:5], sigma=sigma, sigma_above=above, zeta=zeta, score_var=score_var, next_var=next_var, noise=ops[5]
+    )
 
 
 LEVEL_TENSORS = {
@@ -57,9 +64,15 @@ CASES = {
     "likelihood_score probe": (lambda y, h, x, p: tuple(sf.likelihood_score(y, h, x, probe=p)), [Y, H, X, DX]),
     "likelihood_score level [B]": (lambda y, h, x, n: sf.likelihood_score(y, h, x, n)[:3], [Y, H, X, _positive(2)]),
     "likelihood_score level 0-d": (lambda y, h, x, n: sf.likelihood_score(y, h, x, n)[:3], [Y, H, X, _positive()]),
-    "likelihood_score all": (lambda y, h, x, n, p: tuple(sf.likelihood_score(y, h, x, n, probe=p)), [Y, H, X, _positive(2), DX]),
+    "likelihood_score all": (
+        lambda y, h, x, n, p: tuple(sf.likelihood_score(y, h, x, n, probe=p)),
+        [Y, H, X, _positive(2), DX],
+    ),
     "likelihood_score shared": (lambda y, h, x, p: tuple(sf.likelihood_score(y, h, x, probe=p)), [Y, ONE_H, ONE_X, DX]),
-    "likelihood_score shared y": (lambda y, h, x, p: tuple(sf.likelihood_score(y, h, x, probe=p)), [ONE_Y, H, X, DX[0]]),
+    "likelihood_score shared y": (
+        lambda y, h, x, p: tuple(sf.likelihood_score(y, h, x, probe=p)),
+        [ONE_Y, H, X, DX[0]],
+    ),
     "power_normalise": (sf.power_normalise, [X]),
     "power_normalise real": (lambda z: sf.power_normalise(z, power=0.4, dims=2), [REALS[0]]),
     "pvd_update": (_update, STATE),
@@ -71,9 +84,11 @@ CASES = {
     **{f"pvd_update levels {k}": (_update_levels, [*v, *STATE]) for k, v in LEVEL_TENSORS.items()},
     "pvd_update levels L": (_update_levels, [*LEVEL_TENSORS["[B]"], *MANY]),
     "pvd_update score_var [L,B]": (lambda v, *ops: _update(*ops, score_var=v), [_positive(2, 2), *MANY]),
-    "pvd_calibrate": (lambda n, v, p, q: sf.pvd_calibrate(n, v, p, q, x_energy=3.0, nr=3, count=12),
-                      [_positive(2), _positive(2, 2), _positive(2, 2), _positive(2)]),
-}  # fmt: skip
+    "pvd_calibrate": (
+        lambda n, v, p, q: sf.pvd_calibrate(n, v, p, q, x_energy=3.0, nr=3, count=12),
+        [_positive(2), _positive(2, 2), _positive(2, 2), _positive(2)],
+    ),
+}
 cases = pytest.mark.parametrize("name", CASES)
 
 
@@ -152,7 +167,10 @@ def _finite_difference(fn, args, tangents, step=1e-6):
 
 
 def _tangents(args, only=None):
-    return [draw(*a.shape, seed=50 + i, dtype=a.dtype) * (0.0 if only is not None and i != only else 0.3) for i, a in enumerate(args)]
+    return [
+        draw(*a.shape, seed=50 + i, dtype=a.dtype) * (0.0 if only is not None and i != only else 0.3)
+        for i, a in enumerate(args)
+    ]
 
 
 def _compare(got, want, label):
@@ -201,7 +219,10 @@ def test_forward_mode_one_operand(name):
     for i in range(len(args)):
         tangents = _tangents(args, only=i)
         with fwd_ad.dual_level():
-            mixed = [fwd_ad.make_dual(a.clone(), t) if i == j else a for j, (a, t) in enumerate(zip(args, tangents, strict=True))]
+            mixed = [
+                fwd_ad.make_dual(a.clone(), t) if i == j else a
+                for j, (a, t) in enumerate(zip(args, tangents, strict=True))
+            ]
             try:
                 outs = fn(*mixed)
             except NotImplementedError as err:
@@ -237,7 +258,9 @@ def test_func_grad(name):
         within(a, b, 1e-12 * (1 + b.abs().max()), "func.grad")
 
 
-@pytest.mark.parametrize("name", ["blockdiag_apply", "likelihood_score all", "power_normalise real", "pvd_update real", "pvd_calibrate"])
+@pytest.mark.parametrize(
+    "name", ["blockdiag_apply", "likelihood_score all", "power_normalise real", "pvd_update real", "pvd_calibrate"]
+)
 def test_func_jacrev(name):
     """torch.func.jacrev (vmap over the backward pass) equals the Jacobian of autograd for a real view of the operand."""
     fn, args = CASES[name]
@@ -272,7 +295,9 @@ def test_func_vmap(name):
     within(got, want, 1e-11 * (1 + want.abs().max()), "vmap of grad")
 
 
-@pytest.mark.parametrize("name", ["blockdiag_apply", "likelihood_score all", "power_normalise", "pvd_update", "pvd_calibrate"])
+@pytest.mark.parametrize(
+    "name", ["blockdiag_apply", "likelihood_score all", "power_normalise", "pvd_update", "pvd_calibrate"]
+)
 def test_func_vmap_partial(name):
     """vmap over one operand, the last axis and an inner axis, the others shared."""
     fn, args = CASES[name]

@@ -23,7 +23,10 @@ def _normals(words):
     u = [((w >> 8) + 0.5) * 2.0**-24 for w in words]
     lanes = []
     for a, b in ((u[0], u[1]), (u[2], u[3])):
-        lanes += [math.sqrt(-2 * math.log(a)) * math.cos(2 * math.pi * b), math.sqrt(-2 * math.log(a)) * math.sin(2 * math.pi * b)]
+        lanes += [
+            math.sqrt(-2 * math.log(a)) * math.cos(2 * math.pi * b),
+            math.sqrt(-2 * math.log(a)) * math.sin(2 * math.pi * b),
+        ]
     return torch.tensor(lanes, dtype=torch.float64)
 
 
@@ -72,7 +75,12 @@ def test_float32_agrees_with_float64():
 
 def test_kernel_agrees_with_reference():
     """The same normals from the kernel's and the reference's arithmetic, in both precisions and complex."""
-    for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 2e-6), (torch.complex128, 1e-13), (torch.complex64, 2e-6)):
+    for dtype, tolerance in (
+        (torch.float64, 1e-13),
+        (torch.float32, 2e-6),
+        (torch.complex128, 1e-13),
+        (torch.complex64, 2e-6),
+    ):
         for shape in ((3, 1), (2, 3), (3, 5, 7), (2, 1023), (1, 4099), (7,)):
             key = {"seed": 12345678901234567890, "step": 3, "stream": 5, "first_item": 9, "dtype": dtype}
             got, want = sf.philox_normal(shape, **key), reference.philox_normal(shape, **key)
@@ -100,7 +108,10 @@ def test_shape_inside_an_item_does_not_matter():
 def test_split_batch(cut, dtype):
     """first_item makes a split batch draw the same bits."""
     whole = sf.philox_normal((9, 33), seed=11, step=2, stream=4, dtype=dtype)
-    parts = [sf.philox_normal((n, 33), seed=11, step=2, stream=4, first_item=f, dtype=dtype) for n, f in ((cut, 0), (9 - cut, cut))]
+    parts = [
+        sf.philox_normal((n, 33), seed=11, step=2, stream=4, first_item=f, dtype=dtype)
+        for n, f in ((cut, 0), (9 - cut, cut))
+    ]
     same_bits(torch.cat(parts), whole)
 
 
@@ -117,7 +128,15 @@ def test_addresses_are_independent():
     n = 100_000
     base = {"seed": 5, "step": 1, "stream": 2, "first_item": 3}
     a = sf.philox_normal((1, n), **base, dtype=torch.float64)
-    for change in ({"seed": 6}, {"seed": 5 + 2**32}, {"seed": 5 + 2**63}, {"step": 2}, {"stream": 3}, {"stream": 18}, {"first_item": 4}):
+    for change in (
+        {"seed": 6},
+        {"seed": 5 + 2**32},
+        {"seed": 5 + 2**63},
+        {"step": 2},
+        {"stream": 3},
+        {"stream": 18},
+        {"first_item": 4},
+    ):
         b = sf.philox_normal((1, n), **(base | change), dtype=torch.float64)
         assert abs(float((a * b).mean())) < 5 / math.sqrt(n), change
         assert float((a == b).double().mean()) < 1e-4, change
@@ -131,7 +150,9 @@ def test_seeds_are_unsigned_64_bit(seed):
     within(got[1, 4:], _normals(words), 1e-13, "64-bit seeds")
     as_tensor = torch.tensor(seed - 2**64 if seed >= 2**63 else seed)
     same_bits(sf.philox_normal((2, 8), seed=as_tensor, dtype=torch.float64), got)
-    same_bits(sf.philox_normal((2, 8), seed=as_tensor, step=torch.tensor(7)), sf.philox_normal((2, 8), seed=seed, step=7))
+    same_bits(
+        sf.philox_normal((2, 8), seed=as_tensor, step=torch.tensor(7)), sf.philox_normal((2, 8), seed=seed, step=7)
+    )
 
 
 def test_seed_tensor_is_reference_compatible():

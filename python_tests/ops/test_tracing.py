@@ -21,7 +21,11 @@ def _scalar(v, dtype=torch.float64):
 def _packet_samples(dtype):
     """Positional arguments of every registered op, with and without each optional operand."""
     real = dtype.to_real()
-    y, h, x = draw(2, 3, 4, 5, seed=1, dtype=dtype), draw(2, 2, 3, 4, 2, seed=2, dtype=dtype), draw(2, 2, 3, 2, 5, seed=3, dtype=dtype)
+    y, h, x = (
+        draw(2, 3, 4, 5, seed=1, dtype=dtype),
+        draw(2, 2, 3, 4, 2, seed=2, dtype=dtype),
+        draw(2, 2, 3, 2, 5, seed=3, dtype=dtype),
+    )
     one = h[:1].contiguous()
     s = [draw(2, 3, 4, seed=i, dtype=dtype) for i in range(6)]
     many = [s[0], s[1], *(draw(2, 2, 3, 4, seed=i, dtype=dtype) for i in range(2, 6))]
@@ -32,15 +36,26 @@ def _packet_samples(dtype):
     return {
         "blockdiag_apply": [(h, x), (one, x)],
         "blockdiag_adjoint": [(h, y), (one, y)],
-        "likelihood_score": [(y, h, x, None, None), (y, h, x, torch.rand(2, dtype=real) + 0.5, None), (y, h, x, None, x + 1),
-                             (y, one, x, torch.rand(1, dtype=real) + 0.5, x + 1)],
+        "likelihood_score": [
+            (y, h, x, None, None),
+            (y, h, x, torch.rand(2, dtype=real) + 0.5, None),
+            (y, h, x, None, x + 1),
+            (y, one, x, torch.rand(1, dtype=real) + 0.5, x + 1),
+        ],
         "power_normalise": [(x, 1.0, 3), (x.real.clone(), 0.5, 2)],
         "power_normalise_vjp": [(z, norm, x + 1, 1.0, 3)],
-        "pvd_update": [(*s, *levels, None, None, step, 0, 0), (*s, *levels, _scalar(0.3), None, step, 0, 0),
-                       (*s[:5], None, *levels, None, seed, step, 1, 5), (*many, *levels, None, None, step, 0, 0)],
+        "pvd_update": [
+            (*s, *levels, None, None, step, 0, 0),
+            (*s, *levels, _scalar(0.3), None, step, 0, 0),
+            (*s[:5], None, *levels, None, seed, step, 1, 5),
+            (*many, *levels, None, None, step, 0, 0),
+        ],
         "pvd_calibrate": [(torch.rand(2, dtype=real) + 0.1, var, var + 1, var[:, 0].contiguous(), 3.0, 4, 12)],
-        "philox_normal": [((2, 3), seed, step, 1, 5, real, torch.device("cpu")), ((0,), seed, step, 0, 0, dtype, torch.device("cpu"))],
-    }  # fmt: skip
+        "philox_normal": [
+            ((2, 3), seed, step, 1, 5, real, torch.device("cpu")),
+            ((0,), seed, step, 0, 0, dtype, torch.device("cpu")),
+        ],
+    }
 
 
 NAMES = tuple(_packet_samples(torch.complex128))
@@ -72,7 +87,9 @@ def test_fake_tensors(name):
         real = getattr(OPS, name)(*args)
         with FakeTensorMode() as mode:
             fake = getattr(OPS, name)(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args])
-        for a, b in zip(real if isinstance(real, tuple) else (real,), fake if isinstance(fake, tuple) else (fake,), strict=True):
+        for a, b in zip(
+            real if isinstance(real, tuple) else (real,), fake if isinstance(fake, tuple) else (fake,), strict=True
+        ):
             assert a.shape == b.shape and a.dtype is b.dtype and a.stride() == b.stride(), name
 
 
@@ -85,9 +102,13 @@ def test_dispatcher_equals_eager(name):
         "blockdiag_adjoint": lambda h, y: sf.blockdiag_adjoint(h, y),
         "likelihood_score": lambda y, h, x, n, p: sf.likelihood_score(y, h, x)[:3],
         "power_normalise": lambda z, p, d: sf.power_normalise(z, power=p, dims=d),
-        "pvd_update": lambda *a: sf.pvd_update(*a[:5], noise=a[5], sigma=a[6], sigma_above=a[7], zeta=a[8], score_var=a[9]),
+        "pvd_update": lambda *a: sf.pvd_update(
+            *a[:5], noise=a[5], sigma=a[6], sigma_above=a[7], zeta=a[8], score_var=a[9]
+        ),
         "pvd_calibrate": lambda n, v, p, q, e, nr, c: sf.pvd_calibrate(n, v, p, q, x_energy=e, nr=nr, count=c),
-        "philox_normal": lambda s, k, t, st, f, d, dev: sf.philox_normal(s, seed=k, step=t, stream=st, first_item=f, dtype=d),
+        "philox_normal": lambda s, k, t, st, f, d, dev: sf.philox_normal(
+            s, seed=k, step=t, stream=st, first_item=f, dtype=d
+        ),
     }
     want, got = public[name](*args), getattr(OPS, name)(*args)
     for a, b in zip(*(v if isinstance(v, tuple) else (v,) for v in (want, got)), strict=False):
@@ -102,13 +123,25 @@ PUBLIC = {
         sf.likelihood_score(y, h, x, probe=2 * x)
     ),
     "power_normalise": lambda y, h, x: sf.power_normalise(x + 1j * x)[0] + x,
-    "pvd_update": lambda y, h, x: sf.pvd_update(h, 2 * h, h + 1, h * 1j, h, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=3)[1] + h,
+    "pvd_update": lambda y, h, x: (
+        sf.pvd_update(h, 2 * h, h + 1, h * 1j, h, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=3)[1] + h
+    ),
     "pvd_update levels": lambda y, h, x: sf.pvd_update(
-        h, 2 * h, h + 1, h * 1j, h, sigma=0.5, sigma_above=0.7, zeta=0.1, noise=h, score_var=h.abs().square().sum((1, 2, 3, 4)).detach()
+        h,
+        2 * h,
+        h + 1,
+        h * 1j,
+        h,
+        sigma=0.5,
+        sigma_above=0.7,
+        zeta=0.1,
+        noise=h,
+        score_var=h.abs().square().sum((1, 2, 3, 4)).detach(),
     )[0],
-    "pvd_calibrate": lambda y, h, x: (lambda s: sf.pvd_calibrate(
-        0.1, s.probe_x, s.probe_x + 1, s.probe_y, x_energy=10.0, nr=4, count=60))(sf.likelihood_score(y, h, x, probe=x)),
-}  # fmt: skip
+    "pvd_calibrate": lambda y, h, x: (
+        lambda s: sf.pvd_calibrate(0.1, s.probe_x, s.probe_x + 1, s.probe_y, x_energy=10.0, nr=4, count=60)
+    )(sf.likelihood_score(y, h, x, probe=x)),
+}
 
 
 def _operands(batch, dtype, grad=True):
@@ -200,7 +233,7 @@ def test_compile_draws():
     torch._dynamo.reset()
 
     def fn(h, seed, step):
-        mean, sample = sf.pvd_update(h, h, h, h, h, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=seed, step=step, stream=1)
+        _, sample = sf.pvd_update(h, h, h, h, h, sigma=0.5, sigma_above=0.7, zeta=0.1, seed=seed, step=step, stream=1)
         return sample + sf.philox_normal((3, 2, 5), seed=seed, step=step, dtype=torch.complex64)
 
     compiled, h = torch.compile(fn, fullgraph=True, backend="aot_eager"), draw(3, 2, 5, dtype=torch.complex64)

@@ -7,7 +7,14 @@ from sf_testing import DTYPES, block_bounds, dot_growth, draw, shadow_memory, un
 import semcom_fast as sf
 from semcom_fast import reference
 
-ANTENNAS = [(nr, nt) for nr in range(1, 6) for nt in range(1, 6)] + [(8, 8), (16, 16), (64, 8), (8, 64), (64, 64), (5, 16)]
+ANTENNAS = [(nr, nt) for nr in range(1, 6) for nt in range(1, 6)] + [
+    (8, 8),
+    (16, 16),
+    (64, 8),
+    (8, 64),
+    (64, 64),
+    (5, 16),
+]
 SLOTS = (1, 7, 8, 24, 25, 50)
 USERS_BLOCKS = ((1, 1), (2, 3), (3, 4), (1, 2))
 
@@ -115,7 +122,9 @@ def test_noise_variance_divides_the_scores(level, dtype):
 @pytest.mark.parametrize("zero", ["batch", "users", "blocks", "nr", "nt", "slots"])
 def test_zero_dimensions(zero, dtype):
     """An empty dimension gives empty or zero results of the right shape, whichever dimension it is."""
-    size = dict(b=2, u=2, k=2, nr=3, nt=2, t=4) | {{"batch": "b", "users": "u", "blocks": "k", "slots": "t"}.get(zero, zero): 0}
+    size = dict(b=2, u=2, k=2, nr=3, nt=2, t=4) | {
+        {"batch": "b", "users": "u", "blocks": "k", "slots": "t"}.get(zero, zero): 0
+    }
     b, u, k, nr, nt, t = size.values()
     y, h, x, dx = _operands(b, u, k, nr, nt, t, dtype)
     shadow_memory(64, 256, 1024)
@@ -130,7 +139,7 @@ def test_zero_dimensions(zero, dtype):
 
 def test_rounding_bound_can_fail():
     """The bounds are tight enough to catch one entry off by one part in 10^5 in complex64."""
-    y, h, x, dx = _operands(2, 2, 2, 4, 2, 8, torch.complex64)
+    y, h, x, _ = _operands(2, 2, 2, 4, 2, 8, torch.complex64)
     got = sf.likelihood_score(y, h, x).score_h.clone()
     want = reference.likelihood_score(*wide(y, h, x)).score_h
     bound = unit(y) * block_bounds(y, h, x)["score_h"]

@@ -104,7 +104,9 @@ def _map_of_source(y, h, encode, mu, cov):
     m = torch.stack([torch.matmul(h, encode(e[None])).sum(1).flatten() for e in basis], 1)
     precision = torch.linalg.inv(torch.block_diag(*cov)) + 2 * (m.mH @ m).real / NOISE_VAR
     residual = y.flatten() - m @ mu.flatten().to(m.dtype)
-    return (mu.flatten() + torch.linalg.solve(precision, 2 * (m.mH @ residual).real / NOISE_VAR)).reshape(users, n), precision
+    return (mu.flatten() + torch.linalg.solve(precision, 2 * (m.mH @ residual).real / NOISE_VAR)).reshape(
+        users, n
+    ), precision
 
 
 def _source_loop(y, h, encode, mu, wiener, sigma, zeta, factor, steps):
@@ -115,7 +117,9 @@ def _source_loop(y, h, encode, mu, wiener, sigma, zeta, factor, steps):
         d0 = mu + torch.einsum("uij,buj->bui", wiener, leaf - mu)
         x = encode(d0)
         (score,) = torch.autograd.grad(x, leaf, factor * sf.likelihood_score(y, h, x.detach(), NOISE_VAR).score_x)
-        mean, _ = sf.pvd_update(mean, mean, mean, d0.detach(), score, sigma=sigma, sigma_above=1.36 * sigma, zeta=zeta, next_var=0)
+        mean, _ = sf.pvd_update(
+            mean, mean, mean, d0.detach(), score, sigma=sigma, sigma_above=1.36 * sigma, zeta=zeta, next_var=0
+        )
     return mean[0]
 
 
@@ -163,7 +167,11 @@ def test_step_size_limit(variable, sigma):
             return w * sf.likelihood_score(y, w * mean, x).score_h
     else:
         y, h, encode, mu, cov = _source_case()
-        top = float(torch.linalg.eigvalsh(_map_of_source(y, h, encode, mu, cov)[1] - torch.linalg.inv(torch.block_diag(*cov))).max())
+        top = float(
+            torch.linalg.eigvalsh(
+                _map_of_source(y, h, encode, mu, cov)[1] - torch.linalg.inv(torch.block_diag(*cov))
+            ).max()
+        )
         top *= NOISE_VAR  # lambda_max(2 Re J^H H^H H J)
         shape, dtype = (1, *mu.shape), torch.float64
 

@@ -64,7 +64,12 @@ def test_kronecker_convention():
     h = a @ draw(400_000, 1, 1, nr, nt) @ b.mT
     flat = h.reshape(len(h), -1)
     sample_cov = flat.T @ flat.conj() / len(h)
-    within(sample_cov, torch.kron(rx, tx), 5 * torch.kron(rx, tx).abs().max() / len(h) ** 0.5, "Kronecker sample covariance")
+    within(
+        sample_cov,
+        torch.kron(rx, tx),
+        5 * torch.kron(rx, tx).abs().max() / len(h) ** 0.5,
+        "Kronecker sample covariance",
+    )
     noisy = h + sigma * draw(*h.shape, seed=9)
 
     def mse(prior):
@@ -81,7 +86,11 @@ def test_kronecker_convention():
 @pytest.mark.parametrize("kind", ["scalar", "kronecker"])
 def test_vjp(kind):
     """vjp is the map's own transpose: self-adjoint, linear, and equal to automatic differentiation."""
-    prior = sf.GaussianChannelPrior(0.8) if kind == "scalar" else sf.GaussianChannelPrior(0.8, cov_rx=_cov(3, 1), cov_tx=_cov(2, 2))
+    prior = (
+        sf.GaussianChannelPrior(0.8)
+        if kind == "scalar"
+        else sf.GaussianChannelPrior(0.8, cov_rx=_cov(3, 1), cov_tx=_cov(2, 2))
+    )
     sigma = _sigma(0.6)
     x, g = draw(2, 1, 4, 3, 2, seed=1).requires_grad_(True), draw(2, 1, 4, 3, 2, seed=2)
     mean, _ = prior(x, sigma)
@@ -104,10 +113,15 @@ def test_prior_keeps_dtype(dtype):
 @pytest.mark.parametrize("name", ["cov_rx", "cov_tx"])
 @pytest.mark.parametrize(
     "matrix, message",
-    [(torch.eye(3)[:2], "square"), (torch.ones(3), "square"), (torch.tensor([[1.0, 0.5], [0.2, 1.0]]), "not Hermitian"),
-     (torch.tensor([[1.0, 0.5j], [0.5j, 1.0]]), "not Hermitian"), (torch.diag(torch.tensor([1.0, -0.1])), "negative eigenvalue"),
-     (torch.full((2, 2), float("nan")), "cov_")],
-)  # fmt: skip
+    [
+        (torch.eye(3)[:2], "square"),
+        (torch.ones(3), "square"),
+        (torch.tensor([[1.0, 0.5], [0.2, 1.0]]), "not Hermitian"),
+        (torch.tensor([[1.0, 0.5j], [0.5j, 1.0]]), "not Hermitian"),
+        (torch.diag(torch.tensor([1.0, -0.1])), "negative eigenvalue"),
+        (torch.full((2, 2), float("nan")), "cov_"),
+    ],
+)
 def test_bad_covariances(name, matrix, message):
     """A covariance must be square, Hermitian, non-negative and finite; the argument is named."""
     with pytest.raises(ValueError, match=f"{name}.*{message}" if message != "cov_" else name):
@@ -144,7 +158,9 @@ def test_mixture_score_and_trace(sigma):
     x = draw(6, 4, seed=30, dtype=torch.float64) * 2
     mean, var = GaussianMixturePrior(*parts)(x, _sigma(sigma))
     score = torch.func.vmap(torch.func.grad(lambda v: _log_density(v, sigma, *parts)))(x)
-    hessian = torch.stack([torch.autograd.functional.hessian(lambda v: _log_density(v, sigma, *parts), row) for row in x])
+    hessian = torch.stack(
+        [torch.autograd.functional.hessian(lambda v: _log_density(v, sigma, *parts), row) for row in x]
+    )
     within(mean, x + sigma**2 * score, 1e-12 * (1 + x.abs().max()), "mixture score")
     trace = hessian.diagonal(dim1=-2, dim2=-1).sum(-1)
     within(var, sigma**2 + sigma**4 * trace / 4, 1e-11 * (1 + sigma**2), "mixture trace")
@@ -161,7 +177,9 @@ def test_mixture_closed_form_score():
     sigma, x = 0.8, draw(5, 4, seed=30, dtype=torch.float64)
     inverse = torch.linalg.inv(covs + sigma**2 * torch.eye(4, dtype=torch.float64))
     a = torch.einsum("kij,bkj->bki", inverse, means - x[:, None])
-    log_r = torch.stack([_log_density(x, sigma, weights[k : k + 1], means[k : k + 1], covs[k : k + 1]) for k in range(3)], 1)
+    log_r = torch.stack(
+        [_log_density(x, sigma, weights[k : k + 1], means[k : k + 1], covs[k : k + 1]) for k in range(3)], 1
+    )
     r = log_r.softmax(1)
     score = (r[..., None] * a).sum(1)
     trace = (r * (a.square().sum(-1) - inverse.diagonal(dim1=-2, dim2=-1).sum(-1))).sum(1) - score.square().sum(-1)

@@ -25,7 +25,9 @@ def _equal(a, b):
 
 
 VARIANTS = [{}, {"users": 2, "nt": 2}, {"L": 2}, {"calibration": "moment"}, {"sample_noise": False}]
-variants = pytest.mark.parametrize("config", VARIANTS, ids=lambda c: " ".join(f"{k}={v}" for k, v in c.items()) or "default")
+variants = pytest.mark.parametrize(
+    "config", VARIANTS, ids=lambda c: " ".join(f"{k}={v}" for k, v in c.items()) or "default"
+)
 
 
 @variants
@@ -171,7 +173,10 @@ def test_views_of_the_received_signal(view):
     seen = {"conj": lambda t: t.conj().resolve_conj().conj(), "transposed": lambda t: t.mT.contiguous().mT,
             "expanded": lambda t: t[:1].expand(5, -1, -1, -1)}[view](y)  # fmt: skip
     for restarts in (1, 2):
-        _equal(pvd.run(seen, 0.05, seed=5, restarts=restarts), pvd.run(seen.clone().resolve_conj(), 0.05, seed=5, restarts=restarts))
+        _equal(
+            pvd.run(seen, 0.05, seed=5, restarts=restarts),
+            pvd.run(seen.clone().resolve_conj(), 0.05, seed=5, restarts=restarts),
+        )
 
 
 def test_run_leaves_its_input_alone():

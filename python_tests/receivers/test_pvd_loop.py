@@ -21,10 +21,21 @@ def _case(users=1, nt=1, dtype=torch.complex128, k=2, nr=3, t=6, batch=3, **conf
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"users": 2}, {"nt": 2}, {"users": 2, "nt": 2, "L": 2}, {"L": 3}, {"calibration": "moment"}, {"Jin": 1},
-     {"calibration": "moment", "L": 2}, {"sample_noise": False}, {"sample_noise": False, "L": 2}, {"J": 1, "sigma_max": 0.3}],
+    [
+        {},
+        {"users": 2},
+        {"nt": 2},
+        {"users": 2, "nt": 2, "L": 2},
+        {"L": 3},
+        {"calibration": "moment"},
+        {"Jin": 1},
+        {"calibration": "moment", "L": 2},
+        {"sample_noise": False},
+        {"sample_noise": False, "L": 2},
+        {"J": 1, "sigma_max": 0.3},
+    ],
     ids=lambda c: " ".join(f"{k}={v}" for k, v in c.items()) or "default",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_against_the_algorithm_by_hand(config, backend):
     """Signs, factors of two, streams, steps, anchors and averages: every mean of every level agrees to rounding."""
@@ -146,7 +157,9 @@ def test_denoisers_with_and_without_vjp():
 def test_nonsymmetric_denoiser_uses_its_vjp():
     """A denoiser with a nonsymmetric Jacobian is pulled back by the transpose, not the Jacobian itself."""
     encoder, c, y = _case()
-    mix = torch.eye(encoder.n, dtype=torch.float64) + 0.2 * draw(encoder.n, encoder.n, seed=8, dtype=torch.float64).triu(1)
+    mix = torch.eye(encoder.n, dtype=torch.float64) + 0.2 * draw(
+        encoder.n, encoder.n, seed=8, dtype=torch.float64
+    ).triu(1)
 
     def skewed(x, sigma):
         mean, var = GaussianSource()(x @ mix.T, sigma)

@@ -55,9 +55,7 @@ def test_scores_against_central_differences(users, backend):
                 ("H", dh, 0 * dd, 2 * (g_h.conj() * dh).sum().real),
                 ("D", 0 * dh, dd, (g_d * dd).sum()),
             ):
-                up, down = (
-                    _log_likelihood(y, h + e * move_h, d + e * move_d, matrix, s, sigma) for e in (step, -step)
-                )
+                up, down = (_log_likelihood(y, h + e * move_h, d + e * move_d, matrix, s, sigma) for e in (step, -step))
                 # central differences: truncation O(step^2) and cancellation unit/step, both near 1e-10 of ln p
                 within((up - down) / (2 * step), want, 2e-8 * abs(float(up)), f"central differences {name}")
 
@@ -137,5 +135,7 @@ def test_calibration_against_monte_carlo(users):
     probe = torch.einsum("umn,bun->bum", jacobian, z.to(jacobian.dtype)).unflatten(-1, (K, NT, T))
     out = sf.likelihood_score(y, h0, x, probe=probe)
     own = torch.tensor([float(x[0, u].abs().square().sum()) for u in range(users)], dtype=torch.float64)
-    s = sf.pvd_calibrate(1e-12, var_h.expand(draws, -1), out.probe_x + own, out.probe_y, x_energy=0.0, nr=NR, count=NR * K * T)
+    s = sf.pvd_calibrate(
+        1e-12, var_h.expand(draws, -1), out.probe_x + own, out.probe_y, x_energy=0.0, nr=NR, count=NR * K * T
+    )
     within(s.mean(), want, 5 * want / draws**0.5, f"secant probe average U={users}")

@@ -13,7 +13,12 @@ from semcom_fast import reference
 def test_blockdiag_and_score_by_loops():
     """Sums over users, antennas and slots written out entry by entry."""
     u, k, nr, nt, t, noise_var = 2, 2, 3, 2, 4, 0.7
-    y, h, x, dx = draw(k, nr, t, seed=1), draw(u, k, nr, nt, seed=2), draw(u, k, nt, t, seed=3), draw(u, k, nt, t, seed=4)
+    y, h, x, dx = (
+        draw(k, nr, t, seed=1),
+        draw(u, k, nr, nt, seed=2),
+        draw(u, k, nt, t, seed=3),
+        draw(u, k, nt, t, seed=4),
+    )
     hl, xl, yl, dl = h.tolist(), x.tolist(), y.tolist(), dx.tolist()
 
     def product(v):
@@ -73,7 +78,9 @@ def test_philox_normals_by_math():
             for a, b in ((u[0], u[1]), (u[2], u[3])):
                 z = cmath.rect(math.sqrt(-2 * math.log(a)), 2 * math.pi * b)
                 reals += [z.real, z.imag]
-        want = torch.tensor([complex(reals[2 * e], reals[2 * e + 1]) * math.sqrt(0.5) for e in range(5)], dtype=torch.complex128)
+        want = torch.tensor(
+            [complex(reals[2 * e], reals[2 * e + 1]) * math.sqrt(0.5) for e in range(5)], dtype=torch.complex128
+        )
         within(got[row], want, 1e-14 * 6, "definition normals")
 
 
@@ -92,7 +99,9 @@ def test_update_entry_by_entry(samples):
         for e in range(3):
             at = [(b, e)] if samples is None else [(i, b, e) for i in range(samples)]
             step = sum(
-                complex(anchor[b, e] - sample[i]) + delta / s**2 * complex(denoised[i] - sample[i]) + delta * complex(score[i]) / var
+                complex(anchor[b, e] - sample[i])
+                + delta / s**2 * complex(denoised[i] - sample[i])
+                + delta * complex(score[i]) / var
                 for i in at
             )
             want = complex(mean[b, e]) + zeta * step / count
@@ -104,8 +113,8 @@ def test_update_entry_by_entry(samples):
 
 def test_calibrate_and_normalise_by_hand():
     """Two users with plain numbers; a codeword whose norm is known."""
-    s = reference.pvd_calibrate(0.5, torch.tensor([[0.1, 0.2]]).double(), torch.tensor([[3.0, 4.0]]).double(),
-                                torch.tensor([6.0]).double(), x_energy=10.0, nr=2, count=20)  # fmt: skip
+    var_h, probe_x, probe_y = (torch.tensor(v, dtype=torch.float64) for v in ([[0.1, 0.2]], [[3.0, 4.0]], [6.0]))
+    s = reference.pvd_calibrate(0.5, var_h, probe_x, probe_y, x_energy=10.0, nr=2, count=20)
     assert abs(float(s) - (0.5 + (2 * 0.1 * 13 + 2 * 0.2 * 14 + 6) / 20)) < 1e-15
     x, norm = reference.power_normalise(torch.tensor([[[3.0, 4j]]], dtype=torch.complex128), power=2.0)
     assert float(norm) == 5.0

@@ -65,7 +65,6 @@ def link(batch: int, users: int, k: int, nr: int, x: Tensor, noise_var: float, s
     return h, y + noise_var**0.5 * draw(*y.shape, seed=seed + 1).to(x.dtype)
 
 
-
 def pvd_by_hand(y, noise_var, encoder, denoiser_h, denoiser_d, c, *, seed, first_item=0):
     """The algorithm line by line with a Python loop over the L samples; scores by automatic differentiation of ln p.
 

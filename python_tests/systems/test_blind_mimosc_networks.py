@@ -71,8 +71,36 @@ def test_kept_levels_never_go_stale():
     same_bits(net(x, sigma)[0], before)
     net.load_state_dict({k: v * 1.1 for k, v in net.state_dict().items()})
     assert not torch.equal(net(x, sigma)[0], before)
+    wrapped = torch.nn.ModuleDict({"net": net})  # loaded as part of something larger
+    wrapped.load_state_dict({k: v / 1.1 for k, v in wrapped.state_dict().items()})
+    torch.testing.assert_close(net(x, sigma)[0], before, rtol=1e-12, atol=1e-12)
+    variance = net(x, sigma)[1]
+    net.tabulate(torch.full((54,), 1e-3))
+    assert not torch.equal(net(x, sigma)[1], variance)
     net.to(torch.float32)
     assert net(x.float(), sigma.float())[0].dtype is torch.float32
+
+
+@pytest.mark.parametrize("make", [lambda: _random_denoiser().float(), DigitEncoder, lambda: DigitEncoder(users=2)])
+def test_frozen_weights_that_thaw_get_gradients_again(make):
+    net = make().requires_grad_(False).eval()
+    d = draw(2, getattr(net, "users", 1), 64, dtype=torch.float32)
+
+    def output():
+        out = net(d) if isinstance(net, DigitEncoder) else net(d, 0.5)[0]
+        return torch.view_as_real(out) if out.is_complex() else out
+
+    frozen = output()
+    assert not frozen.requires_grad
+    net.requires_grad_(True)  # still in evaluation mode
+    (output() ** 3).sum().backward()
+    # (the table, masks and frequencies are no parameters: each weight matters)
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in net.parameters())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.5)
+    net.requires_grad_(False)
+    assert not torch.equal(output(), frozen)
 
 
 def test_variance_table_interpolates_and_stays_in_range():

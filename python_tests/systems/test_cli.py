@@ -93,11 +93,11 @@ def test_bench_runs_with_its_options_and_passes_its_code_on(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_interrupted_training_exits_130_and_resumes(tmp_path):
-    command = [sys.executable, "-m", "semcom_fast.cli", "train", "--out", str(tmp_path), "--steps", "400"]
+    command = [sys.executable, "-m", "semcom_fast.cli", "train", "--out", str(tmp_path), "--steps", "150"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
     seen = ""
-    while "/400" not in seen:  # the first bar is up: training has begun
+    while "/150" not in seen:  # the first bar is up: training has begun
         seen += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
@@ -107,3 +107,22 @@ def test_interrupted_training_exits_130_and_resumes(tmp_path):
     resumed = subprocess.run([*command, "--resume", "--quiet"], capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert "digits_encoder_penalised.safetensors" in resumed.stdout
+
+
+def test_missing_extra_is_named(tmp_path):
+    """Without scikit-learn the package imports and the demonstration says what to install."""
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "from semcom_fast import cli; sys.exit(cli.main(['demo', '--quiet', '--out', 'x.png']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2
+    assert "semcom-fast[demo]" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_lists_a_systems_own_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "--images" in out and "blind-mimosc" in out

@@ -53,16 +53,14 @@ def array_function(fn: F) -> F:
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        first = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(first, Tensor):  # the hot path: one test, no copies of the arguments
-            for v in args[1:]:
-                if type(v) is np.ndarray and v.ndim:
-                    raise TypeError(f"{fn.__name__}: torch tensors and NumPy arrays are mixed; pass one kind")
-            return fn(*args, **kwargs)
-        kinds = {k for v in (*args, *kwargs.values()) if (k := _kind(v)) and getattr(v, "ndim", 0)}
+        kinds = set()
+        for v in (*args, *kwargs.values()):
+            kind = _kind(v)
+            if kind and v.ndim:
+                kinds.add(kind)
         if len(kinds) > 1:
             raise TypeError(f"{fn.__name__}: {' and '.join(sorted(kinds))} arrays are mixed; pass one kind")
-        if kinds <= {"torch"}:
+        if not kinds or "torch" in kinds:
             return fn(*args, **kwargs)
         kind = str(kinds.pop())
         out = fn(*[_to_torch(v, _kind(v)) for v in args], **{k: _to_torch(v, _kind(v)) for k, v in kwargs.items()})

@@ -33,11 +33,12 @@ def _layout(mean: Tensor, sample: Tensor, levels: tuple[Any, ...]) -> tuple[int,
     """(L, B, G, reals per group, score_var has the sample axis); groups exist only where a level has two dims."""
     samples = sample.ndim > mean.ndim
     stacked = samples and isinstance(levels[3], Tensor) and levels[3].ndim == 2
-    two = [v for i, v in enumerate(levels) if isinstance(v, Tensor) and v.ndim == 2 and not (i == 3 and stacked)]
-    b = mean.shape[0] if mean.ndim else 1
-    g = mean.shape[1] if two else 1
-    reals = math.prod(mean.shape[1:]) * (2 if mean.is_complex() else 1)
-    return (sample.shape[0] if samples else 1), b, g, reals // max(g, 1), stacked
+    b, g = (mean.shape[0] if mean.ndim else 1), 1
+    for i, v in enumerate(levels):
+        if isinstance(v, Tensor) and v.ndim == 2 and not (i == 3 and stacked):
+            g = mean.shape[1]
+    reals = mean.numel() * (2 if mean.is_complex() else 1)
+    return (sample.shape[0] if samples else 1), b, g, reals // max(b * g, 1), stacked
 
 
 def _real(t: Tensor) -> Tensor:
@@ -51,12 +52,12 @@ def _drawing(noise: Tensor | None, seed: Any) -> int:
 
 def _cpu(mean, anchor, sample, denoised, score, noise, *rest):
     *levels, seed, step, stream, first_item = rest
-    new_mean = torch.empty(mean.shape, dtype=mean.dtype)
-    new_sample = torch.empty(sample.shape, dtype=mean.dtype)
+    mean, sample = _blocks.plain(mean), _blocks.plain(sample)
+    new_mean, new_sample = torch.empty_like(mean), torch.empty_like(sample)
     n_l, b, g, e, stacked = _layout(mean, sample, tuple(levels))
     if not new_sample.numel():
         return new_mean.copy_(mean), new_sample
-    inputs = [_blocks.plain(t) for t in (mean, anchor, sample, denoised, score)]
+    inputs = (mean, _blocks.plain(anchor), sample, _blocks.plain(denoised), _blocks.plain(score))
     given = None if noise is None else _blocks.plain(noise)
     keep: list[Tensor] = []
     table = [None if v is None else _levels.cpu_level(v, i == 3 and stacked, keep) for i, v in enumerate(levels)]
@@ -221,6 +222,18 @@ def _check_shapes(mean: Tensor, many: dict[str, Tensor | None], anchor: Tensor) 
         raise _checks.shape_error(_NAME, need, mean=mean, anchor=anchor, **given)
 
 
+def _check_levels(mean: Tensor, sample: Tensor, levels: tuple[Level | None, ...]) -> None:
+    """Numbers are positive where they must be; tensors align with the leading dims. Entries are the kernel's to check."""
+    for name, level in zip(_LEVELS, levels, strict=True):
+        if type(level) is float or type(level) is int:
+            if name not in ("zeta", "next_var"):
+                _checks.positive_level(_NAME, name, level)
+        elif level is not None:
+            stacked = name == "score_var" and sample.ndim > mean.ndim and getattr(level, "ndim", 0) == 2
+            lead = tuple((sample if stacked else mean).shape[:2])
+            _levels.check(_NAME, name, level, lead, mean.device)
+
+
 @array_function
 def pvd_update(
     mean: "Inexact[Tensor, '*state']",
@@ -271,17 +284,12 @@ def pvd_update(
     _checks.same_kind(_NAME, _checks.ANY, names, mean, anchor, sample, denoised, score, noise)
     if not (anchor.shape == mean.shape == sample.shape == denoised.shape == score.shape and noise is None):
         _check_shapes(mean, {"sample": sample, "denoised": denoised, "score": score, "noise": noise}, anchor)
-    lead = tuple(mean.shape[:2])
-    for name, level in zip(_LEVELS, (sigma, sigma_above, zeta, score_var, next_var), strict=True):
-        stacked = name == "score_var" and sample.ndim > mean.ndim and getattr(level, "ndim", 0) == 2
-        _levels.check(_NAME, name, level, tuple(sample.shape[:2]) if stacked else lead, mean.device)
-    for name, level in (("sigma", sigma), ("sigma_above", sigma_above), ("score_var", score_var)):
-        _checks.positive_level(_NAME, name, level)
+    _check_levels(mean, sample, (sigma, sigma_above, zeta, score_var, next_var))
     if first_item < 0 or stream < 0:
         raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
-    if noise is None and seed is None and not (_levels.is_number(next_var) and next_var == 0):
-        raise ValueError(f"{_NAME} draws the next sample: pass noise= or seed=, or next_var=0 for no draw")
     if _levels.is_number(next_var) and next_var == 0:
         seed = noise = None
+    elif noise is None and seed is None:
+        raise ValueError(f"{_NAME} draws the next sample: pass noise= or seed=, or next_var=0 for no draw")
     levels = (sigma, sigma_above, zeta, score_var, next_var)
     return _op(mean, anchor, sample, denoised, score, noise, *levels, seed, step, stream, first_item)

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ops import philox_normal, power_normalise
+from .derived import KeepsDerived
 
 MASK_STEP = 3  # of the user stream: after channels, noise and pilots
 
 
-class DigitEncoder(nn.Module):
+class DigitEncoder(KeepsDerived):
     """Digits d [B,U,64] -> codewords x [B,U,K,Nt,T] with |x_u|^2 = K Nt T: an MLP, then the power normaliser.
 
     All users share one network. To be told apart (the receiver cannot re-sort them) user u > 0 then permutes its
@@ -45,7 +46,6 @@ class DigitEncoder(nn.Module):
         self.first = nn.Linear(dim, width)
         self.second = nn.Linear(width, width)
         self.last = nn.Linear(width, 2 * blocks * nt * slots)
-        self._kept: tuple[Tensor, ...] | None = None
 
     @property
     def symbols(self) -> int:
@@ -69,13 +69,14 @@ class DigitEncoder(nn.Module):
         return real[0], real[1]
 
     def _prepare(self) -> tuple[Tensor, ...]:
-        """Transposed weights and biases of the three layers; kept in evaluation mode, where they do not change."""
-        if self._kept is not None:
-            return self._kept
+        """Transposed weights and biases of the three layers."""
+        frozen = self._frozen(self.last.weight)
+        if frozen and "layers" in self._derived:
+            return self._derived["layers"]
         last = (self.last.weight.t(), self.last.bias) if self.users == 1 else self._distinct_last()
         parts = (self.first.weight.t(), self.first.bias, self.second.weight.t(), self.second.bias, *last)
-        if not self.training and not parts[-1].requires_grad:
-            self._kept = parts
+        if frozen:
+            self._derived["layers"] = parts
         return parts
 
     def forward(self, d: Tensor) -> Tensor:
@@ -92,18 +93,6 @@ class DigitEncoder(nn.Module):
             z = torch.baddbmm(b3, h.view(-1, self.users, h.shape[-1]).transpose(0, 1), w3).transpose(0, 1)
         z = torch.view_as_complex(z.reshape(-1, self.users, *self.shape, 2))
         return power_normalise(z)[0]
-
-    def train(self, mode: bool = True) -> "DigitEncoder":
-        self._kept = None
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):
-        self._kept = None
-        return super()._apply(*args, **kwargs)
-
-    def load_state_dict(self, *args, **kwargs):
-        self._kept = None
-        return super().load_state_dict(*args, **kwargs)
 
 
 class DigitDecoder(nn.Module):

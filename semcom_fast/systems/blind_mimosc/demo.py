@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...data import load_digits
 from ...errors import require_extra
+from ...receivers import PVDConfig
 from .evaluate import where
 from .experiment import Link, Outcome, Summary, send_and_receive, summarise
 from .figure import Curve, Row, draw
@@ -19,6 +20,7 @@ from .overhead import ROUNDS, Overhead, measure
 
 STARTS = 4
 SHOWN = 10  # digits in the picture
+TIMED_JIN = 10  # inner iterations per level while timing: half a run, on both sides
 IMPLICIT_PILOT = 0.2  # share of constant energy from which the code is said to carry an implicit pilot
 
 
@@ -164,7 +166,8 @@ def run_demo(settings: DemoSettings | None = None) -> list[Point]:
         bar.set_description("timing the loop and its networks")
         encoders = {variant: load_encoder(variant, folder=settings.weights) for variant in ("penalised", "plain")}
         denoiser = load_denoiser(settings.weights)
-        cost = measure(encoders["penalised"], denoiser, images[:24], link=link, on_round=bar.update)
+        config = PVDConfig(users=link.users, nt=link.nt, Jin=TIMED_JIN)
+        cost = measure(encoders["penalised"], denoiser, images[:24], link=link, config=config, on_round=bar.update)
     fractions = {variant: mean_codeword_fraction(encoder, digits.test) for variant, encoder in encoders.items()}
     _picture(settings, link, points, fractions)
     print(f"\nBlind-MIMOSC, {len(images)} held-out digits, (K,Nr,Nt,T) = ({link.blocks},{link.nr},{link.nt},{link.slots}), "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .derived import KeepsDerived
 from .variance import VarianceTable
 
 
@@ -25,7 +26,7 @@ def _linear(layers: nn.ModuleList) -> list[nn.Linear]:
     return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
-class DigitDenoiser(nn.Module):
+class DigitDenoiser(KeepsDerived):
     """E[d | d + sigma z] by a residual MLP in EDM form, with a table of its held-out error as posterior variance.
 
     Definition: den(x) = mu + c_skip (x - mu) + c_out F(c_in (x - mu), sigma), c_skip = s^2/(sigma^2 + s^2),
@@ -33,9 +34,9 @@ class DigitDenoiser(nn.Module):
     per pixel of the training set. F is a linear layer, `blocks` residual blocks h + W2 silu(W1 h + b(sigma)) and a
     linear layer; the noise level enters through the biases.
 
-    In evaluation mode what depends on sigma alone is computed once per level and kept, so a call costs three small
-    operations per block. Levels are told apart by value. On a CUDA device nothing is kept: reading the value would
-    stop the device, and a captured graph must follow its input.
+    With its weights frozen in evaluation mode, what depends on sigma alone is computed once per level and kept, so a
+    call costs three small operations per block. Levels are told apart by value. On a CUDA device nothing is kept:
+    reading the value would stop the device, and a captured graph must follow its input.
 
     Shapes: x [..., n] real and sigma a 0-d tensor or a number -> mean [..., n], var [B,U] for x [B,U,n] (x.shape[:-1]
     in general), clamped to [0, sigma^2].
@@ -57,7 +58,6 @@ class DigitDenoiser(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("frequencies", torch.linspace(0.2, 6.0, features), persistent=False)
-        self._levels: dict[float, _Level] = {}
         for layer in _linear(self.second):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.outer.weight)
@@ -104,15 +104,19 @@ class DigitDenoiser(nn.Module):
 
     def _level(self, x: Tensor, sigma: Tensor | float) -> _Level:
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if self.training or x.is_cuda or torch.compiler.is_compiling():
+        if x.is_cuda or torch.compiler.is_compiling() or not self._frozen(self.inner.weight):
             return self._prepare(sigma)
         key = float(sigma)
-        if key not in self._levels:
-            if len(self._levels) >= 256:  # a schedule has about thirty levels
-                self._levels.clear()
-            with torch.no_grad():
-                self._levels[key] = self._prepare(sigma)
-        return self._levels[key]
+        if key not in self._derived:
+            if len(self._derived) >= 256:  # a schedule has about thirty levels
+                self.forget()
+            self._derived[key] = self._prepare(sigma)
+        return self._derived[key]
+
+    def tabulate(self, errors: Tensor) -> None:
+        """Set the posterior variance to mean squared errors measured at `variance.levels`."""
+        self.variance.set(errors)
+        self.forget()
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         level = self._level(x, sigma)
@@ -122,16 +126,3 @@ class DigitDenoiser(nn.Module):
             h = torch.addmm(h, functional.silu(torch.addmm(bias, h, first)), second)
         out = torch.addmm(level.bias_out, h, level.weight_out).addcmul(flat, level.skip)
         return out.view_as(x), level.variance.expand(x.shape[:-1])
-
-    # Anything that can change the weights also drops what was computed from them.
-    def train(self, mode: bool = True) -> "DigitDenoiser":
-        self._levels.clear()
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):
-        self._levels.clear()
-        return super()._apply(*args, **kwargs)
-
-    def load_state_dict(self, *args, **kwargs):
-        self._levels.clear()
-        return super().load_state_dict(*args, **kwargs)

@@ -148,7 +148,7 @@ def train_denoiser(session: Session, digits: DigitSplit) -> dict[str, Any]:
     model.scale.fill_(variance**0.5)
     best, fit, settings = session.fit(DENOISER, model, denoiser_loss(images), "denoiser")
     _reload(best)
-    best.variance.set(measures.denoising_errors(best, validation, best.variance.levels, repeats=32))
+    best.tabulate(measures.denoising_errors(best, validation, best.variance.levels, repeats=32))
     levels = torch.tensor([0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0])
     errors = measures.denoising_errors(best, digits.test, levels) / variance
     metrics = {
