@@ -29,9 +29,14 @@ def golden() -> dict[str, torch.Tensor]:
         return {k: torch.from_numpy(np.asarray(v)) for k, v in file.items() if v.dtype.kind in "fci"}
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
+    """The errors closest to their bounds; all of them with -v."""
     if not sf_testing.worst:
         return
+    entries = sorted(sf_testing.worst.items(), key=lambda item: -item[1][0])
+    shown = entries if config.option.verbose > 0 else entries[:12]
     terminalreporter.section("worst errors against their bounds")
-    for label, (ratio, error, bound) in sorted(sf_testing.worst.items()):
-        terminalreporter.write_line(f"{label:<52} {error:9.2e} of {bound:9.2e}  ({100 * ratio:5.1f} %)")
+    for label, (ratio, error, bound) in shown:
+        terminalreporter.write_line(f"{label:<56} {error:9.2e} of {bound:9.2e}  ({100 * ratio:5.1f} %)")
+    if len(shown) < len(entries):
+        terminalreporter.write_line(f"... and {len(entries) - len(shown)} more below those; -v lists them")

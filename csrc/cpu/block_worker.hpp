@@ -18,7 +18,7 @@
 namespace sf {
 inline namespace SF_NS {
 
-enum class mode { apply, adjoint, score };
+enum class mode { apply, adjoint, score, probe };  // probe: energy of H X alone
 
 template <class T>
 struct block_worker {
@@ -39,6 +39,7 @@ struct block_worker {
   T* gx;                 // GX accumulators [M][CT][2*W]
   T* rs;                 // one tile of R [max_rt][CT*W]
   void* memory;
+  Col bad;  // 0 until a result is not finite, then NaN
 
   explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
     const int64_t row = max_ct * W,
@@ -89,8 +90,12 @@ struct block_worker {
   template <int CT>
   void transpose_x(int n) {
     using pair = pack<T, 2>;
-    for (int64_t m = 0; m < M; ++m)
-      for (int s = 0; s < n; ++s) pair::load(xs + m * CT * W + 2 * s).store(xt + s * MV * W + 2 * m);
+    const int64_t streams = M, row = MV * W;  // locals: the stores below may alias the members
+    for (int64_t m = 0; m < streams; ++m) {
+      const T* src = xs + m * CT * W;
+      T* dst = xt + 2 * m;
+      for (int s = 0; s < n; ++s) pair::load(src + 2 * s).store(dst + s * row);
+    }
   }
 
   // GH rows of one tile: lanes run over streams, the sum over the chunk's slots. R X^H = conj(conj(R) X^T).
@@ -129,84 +134,105 @@ struct block_worker {
     }
   }
 
+  // Where one chunk of one block reads and writes, and what it adds up.
+  struct place {
+    const T *h, *y;
+    T *out_y, *out_x;   // out_x: user 0's first row of this chunk
+    int64_t out_x_user;  // reals between users
+    int n;              // slots in this chunk
+    bool first_chunk;
+    T scale;
+    double* energy;  // gains |R|^2, or |H dX|^2
+  };
+
+  // GX accumulators of one user between tiles of rows; the last tile turns them into the scaled result.
+  struct gx_rows {
+    T *acc, *dst;
+    int64_t t;
+    int n;
+    bool first, last;
+    T scale;
+    Col* seen;
+    template <int CT>
+    struct of {
+      const gx_rows& s;
+      SF_HD Adj get(int64_t m, int c) const {
+        const T* p = s.acc + (m * CT + c) * 2 * W;
+        return s.first ? Adj::zero() : Adj{pack<T, W>::load(p), pack<T, W>::load(p + W)};
+      }
+      SF_HD void set(int64_t m, int c, const Adj& q) const {
+        if (s.last) {
+          const Col v = q.value() * s.scale;
+          v.store_first(s.dst + 2 * m * s.t + c * W, left(s.n, c));
+          *s.seen = *s.seen + (v - v);
+        } else {
+          T* p = s.acc + (m * CT + c) * 2 * W;
+          q.a.store(p), q.b.store(p + W);
+        }
+      }
+    };
+  };
+
   template <mode Mode, int RT, int CT>
-  void row_tile(const T* h, const T* y, T* out_y, int64_t r0, int n, bool first_tile, bool first_chunk,
-                double& energy) {
-    const auto h_at = [&](int i, int64_t m)
-                          SF_LAMBDA { return scalar2<T>{h[2 * ((r0 + i) * M + m)], h[2 * ((r0 + i) * M + m) + 1]}; };
+  void row_tile(const place& at, int64_t r0) {
+    const auto h_at = [&](int i, int64_t m) SF_LAMBDA {
+      return scalar2<T>{at.h[2 * ((r0 + i) * M + m)], at.h[2 * ((r0 + i) * M + m) + 1]};
+    };
+    constexpr bool energetic = Mode == mode::score || Mode == mode::probe;
     Col r[RT][CT];
     if constexpr (Mode != mode::adjoint) {
       Fwd p[RT][CT];
       SF_UNROLL
-      for (int i = 0; i < RT; ++i) SF_UNROLL
+      for (int i = 0; i < RT; ++i)
+        SF_UNROLL
       for (int c = 0; c < CT; ++c) p[i][c] = Fwd::zero();
       multiply_tile(p, M, h_at, [&](int64_t m, int c) SF_LAMBDA { return Col::load(xs + (m * CT + c) * W); });
       SF_UNROLL
-      for (int i = 0; i < RT; ++i) SF_UNROLL
+      for (int i = 0; i < RT; ++i)
+        SF_UNROLL
       for (int c = 0; c < CT; ++c) r[i][c] = p[i][c].value();
     }
+    Col seen = Col::zero();
     SF_UNROLL
-    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int i = 0; i < RT; ++i)
+      SF_UNROLL
     for (int c = 0; c < CT; ++c) {
-      const int64_t at = 2 * (r0 + i) * a.t + c * W;
-      if constexpr (Mode != mode::apply) {
-        const Col seen = Col::load_first(y + at, left(n, c));
-        r[i][c] = Mode == mode::adjoint ? seen : seen - r[i][c];
+      const int64_t offset = 2 * (r0 + i) * a.t + c * W;
+      if constexpr (Mode == mode::adjoint) r[i][c] = Col::load_first(at.y + offset, left(at.n, c));
+      if constexpr (Mode == mode::score) r[i][c] = Col::load_first(at.y + offset, left(at.n, c)) - r[i][c];
+      if constexpr (Mode == mode::apply) {
+        r[i][c].store_first(at.out_y + offset, left(at.n, c));
+        seen = seen + (r[i][c] - r[i][c]);
       }
-      if (out_y) r[i][c].store_first(out_y + at, left(n, c));
-      r[i][c].store(rs + (i * CT + c) * W);
+      if constexpr (energetic) r[i][c].store(rs + (i * CT + c) * W);
     }
-    energy += square_sum(rs, RT * CT * W);
-    if constexpr (Mode != mode::apply) {
-      struct {
-        T* at;
-        bool first;
-        SF_HD Adj get(int64_t m, int c) const {
-          T* p = at + (m * CT + c) * 2 * W;
-          return first ? Adj::zero() : Adj{pack<T, W>::load(p), pack<T, W>::load(p + W)};
-        }
-        SF_HD void set(int64_t m, int c, const Adj& q) const {
-          T* p = at + (m * CT + c) * 2 * W;
-          q.a.store(p), q.b.store(p + W);
-        }
-      } acc{gx, first_tile};
-      adjoint_tile<Col>(r, M, h_at, acc);
+    if constexpr (energetic) *at.energy += square_sum(rs, RT * CT * W);
+    if constexpr (Mode == mode::score || Mode == mode::adjoint) {
+      const bool last = r0 + RT == a.nr;
+      for (int64_t u = 0; u < a.u; ++u) {
+        const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, a.t, at.n, r0 == 0, last, at.scale, &seen};
+        const auto h_user = [&](int i, int64_t m) SF_LAMBDA { return h_at(i, u * a.nt + m); };
+        adjoint_tile<Col>(r, a.nt, h_user, typename gx_rows::template of<CT>{rows});
+      }
     }
+    bad = bad + seen;
     if constexpr (Mode == mode::score) {
-      if (M < outer_from) return inner_tile<RT, CT>(r, r0, first_chunk);
+      if (M < outer_from) return inner_tile<RT, CT>(r, r0, at.first_chunk);
       int64_t v = 0;
-      for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r0, v, CT * W, n, first_chunk);
-      if (v < MV) outer_tile<RT, 1>(r0, v, CT * W, n, first_chunk);
+      for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r0, v, CT * W, at.n, at.first_chunk);
+      if (v < MV) outer_tile<RT, 1>(r0, v, CT * W, at.n, at.first_chunk);
     }
   }
 
   template <mode Mode, int CT>
-  void all_rows(const T* h, const T* y, T* out_y, int n, bool first_chunk, double& energy) {
+  void all_rows(const place& at) {
     int64_t r = 0;
-    for (; r + max_rt <= a.nr; r += max_rt) row_tile<Mode, max_rt, CT>(h, y, out_y, r, n, r == 0, first_chunk, energy);
-    for (; r + 2 <= a.nr; r += 2) row_tile<Mode, 2, CT>(h, y, out_y, r, n, r == 0, first_chunk, energy);
-    for (; r < a.nr; ++r) row_tile<Mode, 1, CT>(h, y, out_y, r, n, r == 0, first_chunk, energy);
+    for (; r + max_rt <= a.nr; r += max_rt) row_tile<Mode, max_rt, CT>(at, r);
+    for (; r + 2 <= a.nr; r += 2) row_tile<Mode, 2, CT>(at, r);
+    for (; r < a.nr; ++r) row_tile<Mode, 1, CT>(at, r);
   }
 
-  // Also adds 0 or NaN to `check`: the adjoint has no residual whose energy would show a bad channel.
-  template <int CT>
-  void store_gx(int64_t b, int64_t k, int64_t t0, int n, T scale, double& check) {
-    Col seen = Col::zero();
-    for (int64_t u = 0; u < a.u; ++u) {
-      T* dst = const_cast<T*>(x_of(a, a.out_x, a.u * a.k * a.nt * a.t, b, u, k)) + 2 * t0;
-      for (int64_t m = 0; m < a.nt; ++m)
-        for (int c = 0; c < CT; ++c) {
-          const T* p = gx + ((u * a.nt + m) * CT + c) * 2 * W;
-          const Adj q{pack<T, W>::load(p), pack<T, W>::load(p + W)};
-          const Col v = q.value() * scale;
-          v.store_first(dst + 2 * m * a.t + c * W, left(n, c));
-          seen = seen + (v - v);
-        }
-    }
-    check += double(seen.v.sum());
-  }
-
-  void store_gh(int64_t b, int64_t k, T scale, double& check) {
+  void store_gh(int64_t b, int64_t k, T scale) {
     Col seen = Col::zero();
     for (int64_t u = 0; u < a.u; ++u) {
       T* dst = static_cast<T*>(a.out_h) + 2 * ((b * a.u + u) * a.k + k) * a.nr * a.nt;
@@ -220,21 +246,26 @@ struct block_worker {
         }
       }
     }
-    check += double(seen.v.sum());
+    bad = bad + seen;
   }
 
   template <mode Mode, int CT>
   void chunk(int64_t b, int64_t k, const T* h, int64_t t0, int n, T scale, double* energy) {
-    const T* y = Mode == mode::apply ? nullptr : static_cast<const T*>(a.y) + 2 * (b * a.y_b + k * a.nr * a.t + t0);
-    T* out_y = Mode == mode::apply ? static_cast<T*>(a.out_y) + 2 * ((b * a.k + k) * a.nr * a.t + t0) : nullptr;
+    place at{h, nullptr, nullptr, nullptr, 2 * a.k * a.nt * a.t, n, t0 == 0, scale, energy};
+    const int64_t y_block = 2 * (k * a.nr * a.t + t0);
+    if constexpr (Mode == mode::apply) at.out_y = static_cast<T*>(a.out_y) + 2 * b * a.k * a.nr * a.t + y_block;
+    if constexpr (Mode != mode::apply) {
+      at.y = static_cast<const T*>(a.y) + 2 * b * a.y_b + y_block;
+      at.out_x = static_cast<T*>(a.out_x) + 2 * ((b * a.u * a.k + k) * a.nt * a.t + t0);
+    }
     if constexpr (Mode != mode::adjoint) pack_x<CT>(a.x, a.x_b, b, k, t0, n);
     if (Mode == mode::score && M >= outer_from) transpose_x<CT>(n);
-    all_rows<Mode, CT>(h, y, out_y, n, t0 == 0, energy[0]);
-    if constexpr (Mode != mode::apply) store_gx<CT>(b, k, t0, n, scale, energy[0]);
+    all_rows<Mode, CT>(at);
     if (Mode == mode::score && a.probe) {
       pack_x<CT>(a.probe, a.probe_b, b, k, t0, n);
       for (int64_t u = 0; u < a.u; ++u) energy[2 + u] += square_sum(xs + u * a.nt * CT * W, a.nt * CT * W);
-      all_rows<mode::apply, CT>(h, nullptr, nullptr, n, true, energy[1]);
+      at.energy = energy + 1;
+      all_rows<mode::probe, CT>(at);
     }
   }
 
@@ -245,6 +276,7 @@ struct block_worker {
       scale = T(1.0 / double(static_cast<const T*>(a.noise_var)[b * a.noise_var_b]));
     const T* h = pack_h(b, k);
     for (int64_t e = 0; e < 2 + a.u; ++e) energy[e] = 0;
+    bad = Col::zero();
     for (int64_t t0 = 0; t0 < a.t; t0 += max_ct * WC) {
       const int n = a.t - t0 < max_ct * WC ? int(a.t - t0) : max_ct * WC;
       if (n > 2 * WC)
@@ -254,7 +286,8 @@ struct block_worker {
       else
         chunk<Mode, 1>(b, k, h, t0, n, scale, energy);
     }
-    if constexpr (Mode == mode::score) store_gh(b, k, scale, energy[0]);
+    if constexpr (Mode == mode::score) store_gh(b, k, scale);
+    energy[0] += double(bad.v.sum());  // 0, or NaN where a result is not finite
   }
 };
 

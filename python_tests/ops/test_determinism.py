@@ -162,11 +162,10 @@ torch.set_num_threads(1)
 data = torch.load(sys.argv[1])
 out = {"isa": _native.core.isa()}
 for dtype, d in data.items():
-    real = d["mean"].real.dtype if d["mean"].is_complex() else d["mean"].dtype
     out[dtype] = {
         "apply": sf.blockdiag_apply(d["h"], d["x"]), "adjoint": sf.blockdiag_adjoint(d["h"], d["y"]),
         "score": tuple(sf.likelihood_score(d["y"], d["h"], d["x"], probe=d["dx"])),
-        "update": sf.pvd_update(*[d["mean"]] * 2, d["h"][0], d["h"][1], d["h"][2], sigma=.5, sigma_above=.7, zeta=.1, seed=3),
+        "update": sf.pvd_update(*[d["mean"]] * 2, *d["h"], sigma=.5, sigma_above=.7, zeta=.1, seed=3),
         "normalise": sf.power_normalise(d["x"]), "normal": sf.philox_normal((3, 501), seed=9, dtype=d["x"].dtype),
         "calibrate": sf.pvd_calibrate(.1, d["v"], d["v"] + 1, d["v"][:, 0].contiguous(), x_energy=3., nr=4, count=9),
     }

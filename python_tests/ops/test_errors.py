@@ -341,6 +341,13 @@ def test_normals_addresses(wrong):
         sf.pvd_update(*_state()[:5], **LEVELS, seed=1, **wrong)
 
 
+@backends
+def test_normals_need_a_seed(backend):
+    """A draw without a seed is an error, never a silent default."""
+    with sf.use_backend(backend), pytest.raises((ValueError, TypeError), match="seed"):
+        sf.philox_normal((2, 3), seed=None)
+
+
 def test_normals_shape():
     """Negative sizes are refused."""
     with pytest.raises((ValueError, RuntimeError), match="-3"):

@@ -134,6 +134,18 @@ def test_pvd_update_draws_philox_normals(samples, dtype):
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_pvd_update_seed_and_step_as_tensors(backend):
+    """Seed and step as 0-d tensors, upper half of 64 bits included, draw what the same numbers draw."""
+    state = _state((3, 2, 7), torch.complex128)[:5]
+    with sf.use_backend(backend):
+        for seed in (5, 2**63 + 5):
+            want = sf.pvd_update(*state, **LEVELS, seed=seed, step=9)
+            bits = torch.tensor(seed - 2**64 if seed >= 2**63 else seed)
+            got = sf.pvd_update(*state, **LEVELS, seed=bits, step=torch.tensor(9))
+            assert torch.equal(got[1], want[1]) and not torch.equal(got[0], got[1])
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 3), (2, 0, 3), (2, 3, 0), (0,)])
 def test_pvd_update_empty(shape, dtype):
     """Empty states give empty results, with and without tensors as levels."""

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from pvd_toys import GaussianSource, RollEncoder, link
@@ -215,6 +216,43 @@ def test_missing_progress_bar_names_the_extra(monkeypatch):
     _pvd().run(_signal(), 0.05)
     with pytest.raises(sf.MissingExtra, match=r"tqdm.*semcom-fast\[demo\]"):
         _pvd().run(_signal(), 0.05, progress=True)
+
+
+CONSTANT = {
+    "encoder": lambda d: ENCODER(torch.ones_like(d)),
+    "denoiser_h": lambda x, s: (torch.ones_like(x), torch.zeros(x.shape[:2])),
+    "denoiser_d": lambda x, s: (x.detach(), s.square().expand(x.shape[:2])),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_constant_networks(name):
+    """A network that does not depend on its input pulls back zeros, or is refused by name."""
+    parts = {"encoder": ENCODER, "denoiser_h": None, "denoiser_d": None, name: CONSTANT[name]}
+    try:
+        out = _pvd(**parts).run(_signal(), 0.05)
+    except (ValueError, RuntimeError) as err:
+        assert name in str(err) and "PVD" in str(err), err
+    else:
+        assert torch.isfinite(out.h).all()
+
+
+@pytest.mark.parametrize("level", [np.float32(0.05), np.full(4, 0.05), [0.05] * 4], ids=["float32", "array", "list"])
+def test_noise_variance_of_other_kinds(level):
+    """NumPy scalars, arrays and lists mean their values or are refused by name before the run starts."""
+    want = _pvd().run(_signal(), 0.05, seed=1)
+    try:
+        got = _pvd().run(_signal(), level, seed=1)
+    except TypeError as err:
+        assert "PVD.run: noise_var" in str(err), err
+    else:
+        assert float((got.h - want.h).abs().max()) < 1e-4 * float(want.h.abs().max())
+
+
+def test_seed_is_required_to_be_a_number():
+    """seed=None is refused: every run is reproducible."""
+    with pytest.raises((ValueError, TypeError), match="seed"):
+        _pvd().run(_signal(), 0.05, seed=None)
 
 
 def test_networks_on_another_device():

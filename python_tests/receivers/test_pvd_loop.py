@@ -114,6 +114,17 @@ def test_runs_inside_any_grad_mode(grad):
     assert not out.h.requires_grad and not out.d.requires_grad and weight.grad is None
 
 
+def test_runs_in_inference_mode():
+    """torch.inference_mode around the call does not matter, nor do inference tensors as input."""
+    encoder, c, y = _case()
+    pvd = sf.PVD(encoder, sf.GaussianChannelPrior(), GaussianSource(), c)
+    want = pvd.run(y, 0.05, seed=1)
+    with torch.inference_mode():
+        inside = pvd.run(y, 0.05, seed=1)
+        other = y * 1
+    assert torch.equal(inside.h, want.h) and torch.equal(pvd.run(other, 0.05, seed=1).h, want.h)
+
+
 def test_user_lists_equal_one_callable():
     """A list of U callables is called per user with [B, ...] and gives the run of the joint callables."""
     users, n, k, t = 2, 16, 2, 6

