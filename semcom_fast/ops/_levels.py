@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from . import _checks
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, (int, float, np.number))
 
 
 def check(op: str, name: str, level: Level | None, lead: tuple[int, ...], device: torch.device) -> None:

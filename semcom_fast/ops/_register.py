@@ -179,7 +179,7 @@ def reference_vjp(fn: Callable, args: Sequence[Any], needs: Sequence[bool], grad
         out = fn(*full)
         return out if isinstance(out, tuple) else (out,)
 
-    outs, pull = torch.func.vjp(of_wanted, *(args[i] for i in wanted))
+    outs, pull, *_ = torch.func.vjp(of_wanted, *(args[i] for i in wanted))
     found = pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outs, grads, strict=True)))
     result: list[Any] = [None] * len(args)
     for i, g in zip(wanted, found, strict=True):

@@ -51,6 +51,8 @@ class _DrawOp(Op):
         from .. import _backend
 
         device = torch.device(args[6])
+        if device.type == "meta":
+            return self._fake(*args)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         return self.kernels[_backend.select(self.name, self.homes, device)](*args)
@@ -95,6 +97,8 @@ def philox_normal(
     """
     if dtype not in _checks.ANY:
         raise TypeError(f"{_NAME}: dtype must be float32, float64, complex64 or complex128, got {dtype}")
+    if seed is None:
+        raise ValueError(f"{_NAME}: a draw needs a seed")
     if first_item < 0 or stream < 0:
         raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
     return _op(tuple(shape), seed, step, stream, first_item, dtype, torch.device(device))

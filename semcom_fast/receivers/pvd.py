@@ -16,7 +16,7 @@ from ..ops.philox_normal import philox_normal
 from ..ops.pvd_calibrate import pvd_calibrate
 from ..ops.pvd_update import pvd_update
 from ..reference import default_next_var
-from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder
+from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, pullback
 
 STREAM_H, STREAM_D, STREAM_H0, STREAM_D0, STREAM_PROBE = 1, 2, 3, 4, 5
 SAMPLE_STRIDE = 16
@@ -246,11 +246,7 @@ class PVD:
             leaf = d.detach().requires_grad_(True)
             d0, var = self.denoiser_d(leaf, sigma)
             x = self.encode(d0)
-
-        def pull(cotangent: Tensor) -> Tensor:
-            return torch.autograd.grad(x, leaf, cotangent)[0]
-
-        return d0.detach(), var.detach(), x.detach(), pull
+        return d0.detach(), var.detach(), x.detach(), pullback(x, leaf)
 
     def check_power(self, x: Tensor, blocks: int, slots: int, y: Tensor) -> None:
         """The encoder's shape, dtype and power, once per run."""
@@ -312,6 +308,10 @@ class PVD:
             DivergedError (a ValueError) when every restart of an image is non-finite: it names the image and keeps the
             others' results. TypeError: y is not complex or differs from the networks in dtype or device.
         """
+        if not isinstance(noise_var, (int, float, Tensor)):
+            noise_var = torch.as_tensor(noise_var)  # NumPy numbers and arrays
+        if seed is None:
+            raise ValueError("PVD.run: seed must be an integer")
         self._check_input(y, noise_var, restarts)
         c = self.config
         images = y.shape[0]
@@ -319,10 +319,13 @@ class PVD:
             noise_var = noise_var.to(y.device, y.real.dtype)
             noise_var = noise_var.repeat_interleave(restarts) if noise_var.ndim and restarts > 1 else noise_var
             noise_var = noise_var.repeat(c.L) if noise_var.ndim and noise_var.shape[0] > 1 and c.L > 1 else noise_var
-        many = y.resolve_conj().repeat_interleave(restarts, 0) if restarts > 1 else y
+        y = y.resolve_conj()
         levels = range(c.J - 1, -1, -1)
         bar = require_extra("tqdm.auto", "demo").tqdm(total=c.J * c.Jin, desc="PVD", unit="it") if progress else None
-        with torch.no_grad(), tolerate_non_finite():
+        # the networks' products need autograd, also for a caller in inference mode, whose tensors it cannot hold
+        with torch.inference_mode(False), torch.no_grad(), tolerate_non_finite():
+            many = y.clone() if y.is_inference() else y
+            many = many.repeat_interleave(restarts, 0) if restarts > 1 else many
             run = _Run(self, many, noise_var, seed, first_item * restarts)
             n = 0
             for j in levels:

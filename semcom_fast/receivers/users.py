@@ -18,6 +18,13 @@ def _per_user(fn, users: int, name: str) -> list | None:
     return fns
 
 
+def pullback(out: Tensor, leaf: Tensor) -> Callable[[Tensor], Tensor]:
+    """The vector-Jacobian product of `out` in `leaf`; zero when `out` does not depend on it (a known channel, say)."""
+    if not out.requires_grad:
+        return lambda g: torch.zeros_like(leaf)
+    return lambda g: torch.autograd.grad(out, leaf, g, materialize_grads=True)[0]
+
+
 class ParallelEncoder:
     """d [B,U,...] -> x [B,U,K,Nt,T] whatever form the user gave."""
 
@@ -47,6 +54,10 @@ class ParallelDenoiser:
             mean, var = (torch.stack(parts, 1) for parts in zip(*pairs, strict=True))
         if mean.shape != x.shape:
             raise ValueError(f"PVD: {self._name} got x {tuple(x.shape)} but returned a mean of {tuple(mean.shape)}")
+        if mean.dtype is not x.dtype or mean.device != x.device:
+            raise TypeError(
+                f"PVD: {self._name} got x of {x.dtype} on {x.device} but returned {mean.dtype} on {mean.device}"
+            )
         if var.ndim == 1:
             var = var.unsqueeze(1).expand(x.shape[:2])
         if var.shape != x.shape[:2]:
@@ -64,4 +75,4 @@ class ParallelDenoiser:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
             mean, var = self(leaf, sigma)
-        return mean.detach(), var.detach(), lambda g: torch.autograd.grad(mean, leaf, g)[0]
+        return mean.detach(), var.detach(), pullback(mean, leaf)
