@@ -53,6 +53,8 @@ def array_function(fn: F) -> F:
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(args[0] if args else None, Tensor) and not any(isinstance(v, np.ndarray) for v in args):
+            return fn(*args, **kwargs)  # the common case; an array among the keywords is the op's own TypeError
         kinds = set()
         for v in (*args, *kwargs.values()):
             kind = _kind(v)

@@ -44,19 +44,22 @@ def _real(level: Tensor) -> Tensor:
     return level if level.dtype in _checks.REAL else level.to(torch.float64)
 
 
+def _strides(t: Tensor, sample_axis: bool) -> tuple[int, int, int]:
+    """Strides over sample, item and group; 0 where the level is shared."""
+    first = t.stride(0) if t.ndim > 0 and t.shape[0] != 1 else 0
+    second = t.stride(1) if t.ndim > 1 and t.shape[1] != 1 else 0
+    return (first, second, 0) if sample_axis else (0, first, second)
+
+
 def cpu_level(level: Level, sample_axis: bool, keep: list[Tensor]) -> float | tuple[int, int, int, int, int]:
     """A number, or (address, is_double, strides over sample, item, group) for the bindings; `keep` pins it."""
-    if is_number(level):
+    if not isinstance(level, Tensor):
         return float(level)
-    assert isinstance(level, Tensor)
-    t = _real(level.detach())
-    if t.device.type != "cpu":
-        t = t.cpu()
+    t = level if level.is_cpu else level.cpu()
+    if t.is_neg() or t.dtype not in _checks.REAL:
+        t = _real(t)
     keep.append(t)
-    strides = [0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
-    strides += [0] * (2 - len(strides))
-    over = (strides[0], strides[1], 0) if sample_axis else (0, strides[0], strides[1])
-    return (t.data_ptr(), int(t.dtype is torch.float64), *over)
+    return (t.data_ptr(), int(t.dtype is torch.float64), *_strides(t, sample_axis))
 
 
 def device_level(level: Level, sample_axis: bool, device: torch.device) -> tuple[Tensor, int, int, int]:
@@ -65,9 +68,7 @@ def device_level(level: Level, sample_axis: bool, device: torch.device) -> tuple
         return torch.full((), float(level), dtype=torch.float64, device=device), 0, 0, 0
     assert isinstance(level, Tensor)
     t = _real(level.detach()).to(device, non_blocking=True)
-    strides = [0 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
-    strides += [0] * (2 - len(strides))
-    return (t, strides[0], strides[1], 0) if sample_axis else (t, 0, strides[0], strides[1])
+    return (t, *_strides(t, sample_axis))
 
 
 def as_tensor(level: Level | None, device: torch.device) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 from .. import _backend
 
+OPS: dict[str, "Op"] = {}  # by name
 _LIBRARY = torch.library.Library("semcom_fast", "DEF")
 _functorch_level = torch._C._functorch.maybe_current_level
 _modes_active = torch._C._len_torch_dispatch_stack
@@ -60,6 +61,7 @@ class Op:
         vmap: Callable | None = None,
         packet_args: Callable | None = None,
     ) -> None:
+        OPS[name] = self
         self.name, self.kernels, self._fake = name, kernels, fake
         self._packet_args = packet_args
         self.homes = tuple(k for k in kernels if k != "reference")

@@ -60,7 +60,10 @@ def _cpu(mean, anchor, sample, denoised, score, noise, *rest):
     inputs = (mean, _blocks.plain(anchor), sample, _blocks.plain(denoised), _blocks.plain(score))
     given = None if noise is None else _blocks.plain(noise)
     keep: list[Tensor] = []
-    table = [None if v is None else _levels.cpu_level(v, i == 3 and stacked, keep) for i, v in enumerate(levels)]
+    table = [
+        v if v is None or type(v) is float else _levels.cpu_level(v, i == 3 and stacked, keep)
+        for i, v in enumerate(levels)
+    ]
     scale = math.sqrt(0.5) if mean.is_complex() else 1.0
     key = _levels.to_int(seed), _levels.to_int(step) & 0xFFFFFFFF, stream, first_item
     bad = require_core().cpu_pvd_update(

@@ -47,6 +47,7 @@ class GaussianChannelPrior:
         self.var = float(var)
         self._rx = None if cov_rx is None else _eigen(cov_rx, "cov_rx")
         self._tx = None if cov_tx is None else _eigen(cov_tx, "cov_tx")
+        self._last: tuple = (None, None)
         self._modes: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     def _basis(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +83,10 @@ class GaussianChannelPrior:
         mean, var = self._shrink(x, sigma)
         shape = x.shape[:2]
         if isinstance(var, float):
-            return mean, torch.full(shape, var, dtype=x.real.dtype)
+            key = (var, shape, x.dtype)
+            if self._last[0] != key:  # one level lasts many calls
+                self._last = (key, torch.full(shape, var, dtype=x.real.dtype))
+            return mean, self._last[1]
         return mean, var.to(x.real.dtype).expand(shape)
 
     def vjp(self, cotangent: Tensor, sigma: Tensor) -> Tensor:

@@ -12,10 +12,9 @@ from torch import Tensor
 from ..errors import require_extra
 from ..ops._checks import tolerate_non_finite
 from ..ops.likelihood_score import likelihood_score
-from ..ops.philox_normal import philox_normal
-from ..ops.pvd_calibrate import pvd_calibrate
 from ..ops.pvd_update import pvd_update
 from ..reference import default_next_var
+from . import unchecked
 from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, pullback
 
 STREAM_H, STREAM_D, STREAM_H0, STREAM_D0, STREAM_PROBE = 1, 2, 3, 4, 5
@@ -126,15 +125,12 @@ class _Run:
         self.d = self._start((c.users, *c.source_shape), self.real, c.zeta_d, STREAM_D, STREAM_D0)
         self.energy = self.score_var = y.new_zeros(0, dtype=self.real)
 
-    def _normal(self, shape: Sequence[int], dtype: torch.dtype, stream: int, step: int) -> Tensor:
-        samples = [
-            philox_normal(
-                shape, seed=self.seed, step=step, stream=stream + SAMPLE_STRIDE * k, first_item=self.first_item,
-                dtype=dtype, device=self.y.device,
-            )
-            for k in range(self.config.L if stream in (STREAM_H, STREAM_D, STREAM_PROBE) else 1)
-        ]  # fmt: skip
-        return samples[0] if len(samples) == 1 else torch.stack(samples)
+    def _normal(self, shape: tuple[int, ...], dtype: torch.dtype, stream: int, step: int) -> Tensor:
+        draw = unchecked.philox_normal
+        if self.config.L == 1 or stream in (STREAM_H0, STREAM_D0):
+            return draw(shape, self.seed, step, stream, self.first_item, dtype, self.y.device)
+        streams = range(stream, stream + SAMPLE_STRIDE * self.config.L, SAMPLE_STRIDE)
+        return torch.stack([draw(shape, self.seed, step, k, self.first_item, dtype, self.y.device) for k in streams])
 
     def _start(self, shape: tuple[int, ...], dtype: torch.dtype, zeta: float, stream: int, first: int) -> _State:
         """Independent draws: the anchor at s_J, the mean at s_{J-1}, then the first sample around the mean."""
@@ -155,19 +151,33 @@ class _Run:
         return t.unflatten(0, (self.config.L, self.batch)) if self.config.L > 1 else t
 
     def _probe(self, d0: Tensor, var_d: Tensor, x: Tensor, n: int) -> Tensor:
-        """Secant dX_u = f(d0 + sqrt(var_d) z) - f(d0)."""
-        c = self.config
-        z = self._flat(self._normal((self.batch, c.users, *c.source_shape), self.real, STREAM_PROBE, n))
-        spread = var_d.sqrt().reshape(*var_d.shape, *(1,) * len(c.source_shape))
-        return self.owner.encode(torch.addcmul(d0, spread, z)) - x
+        """Secant dX_u = f(d0 + sqrt(var_d) z) - f(d0). The probe point is a draw of `pvd_update` that moves nothing."""
+        if self.config.L == 1:
+            levels = 1.0, 2.0, 0.0, 1.0, var_d  # zeta = 0, next_var = var_d
+            draw = self.seed, n, STREAM_PROBE, self.first_item
+            point = unchecked.pvd_update(d0, d0, d0, d0, d0, None, *levels, *draw)[1]
+        else:  # the samples' draws differ by stream, so they are made one by one
+            z = self._flat(self._normal((self.batch, *d0.shape[1:]), self.real, STREAM_PROBE, n))
+            point = torch.addcmul(d0, var_d.sqrt().reshape(*var_d.shape, *(1,) * (d0.ndim - 2)), z)
+        return self.owner.encode(point) - x
 
-    def _effective_noise(self, energy: Tensor, probe_x: Tensor | None, probe_y: Tensor | None, var_h: Tensor) -> Tensor:
+    def _effective_noise(self, energy: Tensor, probe_x: Tensor, probe_y: Tensor, var_h: Tensor) -> Tensor:
         c = self.config
         count = self.nr * self.blocks * self.slots
-        if probe_x is None or probe_y is None:
+        if c.calibration == "moment":
             return torch.clamp_min(energy / count, self.noise_var)
         x_energy = c.power * self.blocks * c.nt * self.slots
-        return pvd_calibrate(self.noise_var, var_h, probe_x, probe_y, x_energy=x_energy, nr=self.nr, count=count)
+        return unchecked.pvd_calibrate(self.noise_var, var_h, probe_x, probe_y, x_energy, self.nr, count)
+
+    def _check_networks(self, x: Tensor, h0: Tensor, d0: Tensor) -> None:
+        """Once per run, through the public ops: what the networks return fits the received signal."""
+        self.owner.check_power(x, self.blocks, self.slots, self.y)
+        likelihood_score(self.y, h0, x)
+        for state, denoised in ((self.h, h0), (self.d, d0)):
+            sample = self._unflat(denoised)
+            pvd_update(
+                state.mean, state.anchor, state.sample, sample, sample, sigma=1, sigma_above=2, zeta=0, next_var=0
+            )
 
     def step(self, j: int, n: int, last: bool) -> None:
         """Inner iteration n at level j; the sample drawn at its end belongs to iteration n + 1."""
@@ -176,24 +186,23 @@ class _Run:
         d_leaf = self._flat(self.d.sample)
         d0, var_d, x, pull_d = owner.decode_with_vjp(d_leaf, sigma)
         if n == 0:
-            owner.check_power(x, self.blocks, self.slots, self.y)
+            self._check_networks(x, h0, d0)
         probe = self._probe(d0, var_d, x, n) if c.calibration == "secant" else None
-        out = likelihood_score(self.y, h0, x, probe=probe)
-        s = self._effective_noise(out.energy, out.probe_x, out.probe_y, var_h)
+        score_h, score_x, energy, probe_x, probe_y = unchecked.likelihood_score(self.y, h0, x, None, probe)
+        s = self._effective_noise(energy, probe_x, probe_y, var_h)
         next_level = j if n % c.Jin != c.Jin - 1 else j - 1
         next_var = 0.0 if last else self.levels[next_level][1]
         # torch's cotangent of a real loss is twice the Wirtinger score: the 2 of G_X is taken out of s
         for state, denoised, score, var in (
-            (self.h, h0, pull_h(out.score_h), s),
-            (self.d, d0, pull_d(out.score_x), 0.5 * s),
+            (self.h, h0, pull_h(score_h), s),
+            (self.d, d0, pull_d(score_x), 0.5 * s),
         ):
-            state.mean, state.sample = pvd_update(
-                state.mean, state.anchor, state.sample, self._unflat(denoised), self._unflat(score),
-                sigma=self.levels[j][0], sigma_above=self.levels[j + 1][0], zeta=state.zeta,
-                score_var=self._unflat(var), next_var=next_var, seed=self.seed, step=n + 1, stream=state.stream,
-                first_item=self.first_item,
+            state.mean, state.sample = unchecked.pvd_update(
+                state.mean, state.anchor, state.sample, self._unflat(denoised), self._unflat(score), None,
+                self.levels[j][0], self.levels[j + 1][0], state.zeta, self._unflat(var), next_var,
+                self.seed, n + 1, state.stream, self.first_item,
             )  # fmt: skip
-        self.energy, self.score_var = out.energy, s
+        self.energy, self.score_var = energy, s
 
     def end_level(self, j: int) -> PVDLevel:
         """The means of a level condition the next one; they also carry over."""

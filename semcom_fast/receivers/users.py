@@ -64,6 +64,8 @@ class ParallelDenoiser:
             raise ValueError(
                 f"PVD: {self._name} must return var [B,U] = {tuple(x.shape[:2])} or [B], got {tuple(var.shape)}"
             )
+        if sigma.device.type == "cpu":  # a number: one small op in place of three
+            return mean, var.clamp(0.0, float(sigma) ** 2)
         return mean, torch.minimum(var.clamp_min(0), sigma * sigma)
 
     def with_vjp(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:

@@ -1,0 +1,12 @@
+"""The kernels without the public functions' checks and without autograd, for loops that checked their operands once.
+
+Arguments are those of the ops' schemas, in order. The backend is still selected per call.
+"""
+
+from .. import ops  # noqa: F401  (registers them)
+from ..ops._register import OPS
+
+likelihood_score = OPS["likelihood_score"].run
+philox_normal = OPS["philox_normal"].run
+pvd_calibrate = OPS["pvd_calibrate"].run
+pvd_update = OPS["pvd_update"].run
