@@ -137,7 +137,8 @@ struct block_worker {
   // Where one chunk of one block reads and writes, and what it adds up.
   struct place {
     const T *h, *y;
-    T *out_y, *out_x;   // out_x: user 0's first row of this chunk
+    int64_t y_next;      // reals to the next block's y, fetched while this block is worked on
+    T *out_y, *out_x;    // out_x: user 0's first row of this chunk
     int64_t out_x_user;  // reals between users
     int n;              // slots in this chunk
     bool first_chunk;
@@ -198,6 +199,7 @@ struct block_worker {
       SF_UNROLL
     for (int c = 0; c < CT; ++c) {
       const int64_t offset = 2 * (r0 + i) * a.t + c * W;
+      if constexpr (Mode == mode::score || Mode == mode::adjoint) __builtin_prefetch(at.y + offset + at.y_next);
       if constexpr (Mode == mode::adjoint) r[i][c] = Col::load_first(at.y + offset, left(at.n, c));
       if constexpr (Mode == mode::score) r[i][c] = Col::load_first(at.y + offset, left(at.n, c)) - r[i][c];
       if constexpr (Mode == mode::apply) {
@@ -251,7 +253,7 @@ struct block_worker {
 
   template <mode Mode, int CT>
   void chunk(int64_t b, int64_t k, const T* h, int64_t t0, int n, T scale, double* energy) {
-    place at{h, nullptr, nullptr, nullptr, 2 * a.k * a.nt * a.t, n, t0 == 0, scale, energy};
+    place at{h, nullptr, 2 * a.nr * a.t, nullptr, nullptr, 2 * a.k * a.nt * a.t, n, t0 == 0, scale, energy};
     const int64_t y_block = 2 * (k * a.nr * a.t + t0);
     if constexpr (Mode == mode::apply) at.out_y = static_cast<T*>(a.out_y) + 2 * b * a.k * a.nr * a.t + y_block;
     if constexpr (Mode != mode::apply) {

@@ -8,7 +8,7 @@ from .philox_normal import philox_normal
 
 
 def default_next_var(sigma, sigma_above):
-    """lambda_j = s_j^2 (s_{j+1}^2 - s_j^2)/s_{j+1}^2 of spec E3 with v0 = 0; numbers or tensors."""
+    """lambda_j = s_j^2 (s_{j+1}^2 - s_j^2)/s_{j+1}^2 with v0 = 0: the variance of (32); numbers or tensors."""
     return sigma**2 * (sigma_above**2 - sigma**2) / sigma_above**2
 
 

@@ -1,0 +1,78 @@
+"""Write README's results table from the committed CSV files, so that no figure there is typed by hand.
+
+python tools/results_table.py           rewrite README.md between its two markers
+python tools/results_table.py --check   exit 1 when README.md differs from the CSV files
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: tools/results_table.py -->", "<!-- end of results -->"
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def kernels() -> list[str]:
+    """Rotated rows that have a target."""
+    rows = [r for r in read("cpu.csv") if r["cache"] == "rotated" and "no target" not in r["target"] and r["target"]]
+    out = [
+        "| kernel, size | µs | best torch | of copy bandwidth | of cgemm rate | of floor | target |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        cells = [
+            f"`{r['op']}` {r['size']}",
+            f"{float(r['ours_us']):.0f}",
+            f"{float(r['ratio']):.1f}x ({r['best_torch']})",
+        ]
+        cells += [f"{100 * float(r[k]):.0f} %" for k in ("copy_share", "cgemm_share", "floor_share")]
+        out.append("| " + " | ".join([*cells, r["target"]]) + " |")
+    host = rows[0]
+    where = f"{host['threads']} threads of {host['device']}, level {host['isa']}, complex64, torch {host['torch']}"
+    return [
+        f"Kernels on {where}, commit {host['commit']}, {host['date']}, inputs rotated past the last cache:",
+        "",
+        *out,
+    ]
+
+
+def receiver() -> list[str]:
+    """The blind receiver on held-out digits at 10 and 20 dB."""
+    rows = [r for r in read("pvd_digits.csv") if r["snr_db"] in ("10", "20")]
+    out = [
+        "| encoder | users | starts | SNR | success | median NMSE | oracle LMMSE | PSNR |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        cells = [r["encoder"], r["users"], r["starts"], f"{r['snr_db']} dB", f"{100 * float(r['success_rate']):.1f} %"]
+        cells += [f"{float(r[k]):.1f} dB" for k in ("nmse_median_db", "oracle_db", "psnr_db")]
+        out.append("| " + " | ".join(cells) + " |")
+    r = rows[0]
+    size = f"(K,Nr,Nt,T) = ({r['K']},{r['Nr']},{r['Nt']},{r['T']})"
+    text = f"Blind reception of {r['images']} held-out digits over {r['channel_seeds']} channel seeds each, {size}, commit "
+    return [text + f"{r['commit']} (success: NMSE < -6 dB):", "", *out]
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    new = head + BEGIN + "\n" + "\n".join([*receiver(), "", *kernels()]) + "\n" + END + tail
+    if "--check" in sys.argv:
+        if new != text:
+            print("README.md does not match benchmarks/results; run python tools/results_table.py")
+            return 1
+        return 0
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
