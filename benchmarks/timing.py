@@ -139,7 +139,8 @@ def write_csv(path: Path, rows: Sequence[Any]) -> None:
     if not rows:
         return
     host = machine()
-    records = [{**(r if isinstance(r, dict) else asdict(r)), **host} for r in rows]
+    own = [r if isinstance(r, dict) else asdict(r) for r in rows]
+    records = [{**r, **{k: v for k, v in host.items() if k not in r}} for r in own]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, fieldnames=list(records[0]))

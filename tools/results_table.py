@@ -59,12 +59,25 @@ def receiver() -> list[str]:
     return [text + f"{r['commit']} (success: NMSE < -6 dB):", "", *out]
 
 
+def loop() -> list[str]:
+    """Overhead of the loop beyond its networks, one sentence per thread count."""
+    out = []
+    for r in read("pvd_loop.csv"):
+        us = [f"{float(r[k]):.0f}" for k in ("loop_us_per_step", "networks_us_per_step")]
+        out.append(
+            f"- {r['threads']} thread(s), batch {r['batch']}: {us[0]} µs an inner iteration, {us[1]} µs of it the networks' "
+            f"own, overhead {100 * float(r['overhead']):.0f} % (target 25 %); {float(r['ratio_to_reference']):.1f}x the "
+            f"reference backend (target 1.5x). Commit {r['commit']}."
+        )
+    return ["The PVD loop at demo size:", "", *out]
+
+
 def main() -> int:
     readme = ROOT / "README.md"
     text = readme.read_text()
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    new = head + BEGIN + "\n" + "\n".join([*receiver(), "", *kernels()]) + "\n" + END + tail
+    new = head + BEGIN + "\n" + "\n".join([*receiver(), "", *loop(), "", *kernels()]) + "\n" + END + tail
     if "--check" in sys.argv:
         if new != text:
             print("README.md does not match benchmarks/results; run python tools/results_table.py")
