@@ -77,6 +77,8 @@ def info() -> dict[str, str]:
     lines["cpu levels built"] = " ".join(core.isa_built())
     lines["cpu level running"] = core.isa()
     lines["thread pool"] = "torch" if core.has_torch_pool() else "none (serial)"
-    lines["cuda kernels"] = f"built for {core.cuda_archs}" if core.cuda_built else "not built (no nvcc found)"
+    lines["cuda kernels"] = (
+        f"built for {core.cuda_archs}" if core.cuda_built else "not built (no nvcc, or SEMCOM_CUDA=OFF)"
+    )
     lines["cuda device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return lines

@@ -53,8 +53,12 @@ def array_function(fn: F) -> F:
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if isinstance(args[0] if args else None, Tensor) and not any(isinstance(v, np.ndarray) for v in args):
-            return fn(*args, **kwargs)  # the common case; an array among the keywords is the op's own TypeError
+        if args and isinstance(args[0], Tensor):
+            for v in args:
+                if isinstance(v, np.ndarray):
+                    break
+            else:  # the common case; an array among the keywords is the op's own TypeError
+                return fn(*args, **kwargs)
         kinds = set()
         for v in (*args, *kwargs.values()):
             kind = _kind(v)
