@@ -1,34 +1,10 @@
 """Rows of blockdiag_adjoint."""
 
-import semcom_fast as sf
-from semcom_fast import reference
-
 from . import peers
+from .blockdiag_apply import block_cases
 from .cases import Case
-from .likelihood_score import inputs, worst_error
-
-SIZES = [(16, 1, 192, 4, 1, 24), (16, 1, 24, 64, 8, 24), (1, 1, 28672, 4, 4, 24)]
 
 
 def cases(quick: bool) -> list[Case]:
-    """Three of likelihood_score's sizes."""
-    out = []
-    for size in SIZES[:1] if quick else SIZES:
-        b, u, k, nr, nt, t = size
-        m = u * nt
-        make = lambda i, size=size: inputs(i, *size)[1::-1]  # noqa: E731
-        out.append(
-            Case(
-                "blockdiag_adjoint",
-                f"B={b} K={k} Nr={nr} Nt={nt} T={t}",
-                make,
-                sf.blockdiag_adjoint,
-                {"matmul": peers.adjoint_matmul, "einsum": peers.adjoint_einsum, "broadcast": peers.adjoint_broadcast},
-                reference.blockdiag_adjoint,
-                lambda make=make: worst_error(sf.blockdiag_adjoint, reference.blockdiag_adjoint, make(0)),
-                4 * (nr + m) * 2.0**-24,
-                8 * b * k * (nr * t + m * (nr + t)),
-                flops=8 * b * k * nr * t * m,
-            )
-        )
-    return out
+    group = {"matmul": peers.adjoint_matmul, "einsum": peers.adjoint_einsum, "broadcast": peers.adjoint_broadcast}
+    return block_cases("blockdiag_adjoint", group, slice(1, None, -1), quick)

@@ -38,11 +38,3 @@ def interpreter():
     from triton.runtime import interpreter
 
     return interpreter
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

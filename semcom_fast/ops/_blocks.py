@@ -10,11 +10,11 @@ from ._checks import plain
 NEED = "h [...,U,K,Nr,Nt], x [...,U,K,Nt,T], y [...,K,Nr,T]"
 
 
-def check_hx(op: str, h: Tensor, x: Tensor, x_name: str = "x") -> None:
+def check_hx(op: str, h: Tensor, x: Tensor) -> None:
     """h and x agree on users, blocks and transmit antennas."""
     ok = h.ndim >= 4 and x.ndim >= 4
     if not (ok and h.shape[-4:-2] == x.shape[-4:-2] and h.shape[-1] == x.shape[-2]):
-        raise _checks.shape_error(op, NEED, h=h, **{x_name: x})
+        raise _checks.shape_error(op, NEED, h=h, x=x)
 
 
 def check_hy(op: str, h: Tensor, y: Tensor) -> None:

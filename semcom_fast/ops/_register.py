@@ -26,7 +26,7 @@ _modes_active = torch._C._len_torch_dispatch_stack
 def _save(ctx: Any, args: Sequence[Any], out: Any) -> None:
     outs = out if isinstance(out, tuple) else (out,)
     tensors = [a for a in (*args, *outs) if isinstance(a, Tensor)]
-    ctx.n_args, ctx.n_outs = len(args), len(outs)
+    ctx.n_args = len(args)
     ctx.rest = [None if isinstance(a, Tensor) else (a,) for a in (*args, *outs)]
     ctx.save_for_backward(*tensors)
     if hasattr(ctx, "save_for_forward"):

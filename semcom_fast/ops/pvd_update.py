@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .. import reference
 from .._native import require_core
-from ..reference.levels import Level, align_left
+from ..reference.levels import Level
+from ..reference.pvd_update import coefficients
 from . import _blocks, _checks, _levels
 from ._arrays import array_function
 from ._register import Op, reference_vjp
@@ -138,16 +139,10 @@ def _reference(*args):
 def _weights(args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """zeta, zeta*rho, zeta*D/score_var (each over L) and sqrt(next_var), broadcastable, in the real dtype."""
     mean, sample = args[0], args[2]
-    sigma, above, zeta, score_var, next_var = args[6:11]
-    s, a, z = (align_left(v, mean.ndim, mean.device) for v in (sigma, above, zeta))
-    delta = a**2 - s**2
+    z, rho, per_score, variance = coefficients(mean, sample, *args[6:11])
     z = z / (sample.shape[0] if sample.ndim > mean.ndim else 1)
-    var = reference.default_next_var(s, a) if next_var is None else align_left(next_var, mean.ndim, mean.device)
-    from ..reference.pvd_update import _score_var
-
-    sv = _score_var(score_var, sample, sample.ndim > mean.ndim)
-    real = mean.real.dtype if mean.is_complex() else mean.dtype
-    return z.to(real), (z * delta / s**2).to(real), (z * delta / sv).to(real), var.sqrt().to(real)
+    real = _checks.real_dtype(mean)
+    return z.to(real), (z * rho).to(real), (z * per_score).to(real), variance.sqrt().to(real)
 
 
 def _backward(needs, args, outs, grads):

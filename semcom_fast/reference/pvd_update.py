@@ -18,6 +18,22 @@ def _score_var(score_var: Level, sample: Tensor, samples: bool) -> Tensor:
     return align_left(score_var, sample.ndim if stacked else sample.ndim - samples, sample.device)
 
 
+def coefficients(
+    mean: Tensor,
+    sample: Tensor,
+    sigma: Level,
+    sigma_above: Level,
+    zeta: Level,
+    score_var: Level,
+    next_var: Level | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """zeta, rho = D/s_j^2, D/score_var and next_var in float64, broadcastable against the state."""
+    s, above, z = (align_left(v, mean.ndim, mean.device) for v in (sigma, sigma_above, zeta))
+    delta = above**2 - s**2
+    variance = default_next_var(s, above) if next_var is None else align_left(next_var, mean.ndim, mean.device)
+    return z, delta / s**2, delta / _score_var(score_var, sample, sample.ndim > mean.ndim), variance
+
+
 def pvd_update(
     mean: Tensor,
     anchor: Tensor,
@@ -38,15 +54,13 @@ def pvd_update(
 ) -> tuple[Tensor, Tensor]:
     """One inner iteration of (34)-(36) with the plus sign, then the draw (31) of the next sample."""
     real = mean.real.dtype
-    s, above, z = (align_left(v, mean.ndim, mean.device) for v in (sigma, sigma_above, zeta))
-    delta = above**2 - s**2
     samples = sample.ndim > mean.ndim
-    pull = (delta / s**2).to(real) * (denoised - sample) + (anchor - sample)
-    pull = pull + (delta / _score_var(score_var, sample, samples)).to(real) * score
+    z, rho, per_score, variance = coefficients(mean, sample, sigma, sigma_above, zeta, score_var, next_var)
+    pull = rho.to(real) * (denoised - sample) + (anchor - sample)
+    pull = pull + per_score.to(real) * score
     if samples:
         pull = pull.mean(0)
     new_mean = mean + z.to(real) * pull
-    variance = default_next_var(s, above) if next_var is None else align_left(next_var, mean.ndim, mean.device)
     if noise is None:
         if seed is None:
             if isinstance(next_var, (int, float)) and next_var == 0:
