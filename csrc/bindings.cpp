@@ -82,6 +82,25 @@ void sum_energies(const sf::block_args& a, void* energy, void* probe_x, void* pr
   }
 }
 
+// flags = (double, rows, m_form, pinv, refuse_zero); sizes = (n, K, M, T, stride of h, alpha_run, items)
+using rzf_flags = std::tuple<bool, bool, bool, bool, bool>;
+using sizes7 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+sf::rzf_args rzf(const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s, uintptr_t alpha) {
+  sf::rzf_args a{};
+  std::tie(a.is_double, a.rows, a.m_form, a.pinv, a.refuse_zero) = flags;
+  std::tie(a.n, a.k, a.m, a.t, a.h_b, a.alpha_run, a.items) = n;
+  a.scale = scale, a.h = in(h), a.s = in(s), a.alpha = in(alpha);
+  a.pool = sf::torch_pool(), a.bad = a.spoilt = -1;
+  return a;
+}
+
+std::tuple<int64_t, int64_t, int64_t> run_flagged(void (*kernel)(sf::rzf_args&), sf::rzf_args& a) {
+  py::gil_scoped_release release;
+  kernel(a);
+  return {a.count, a.bad, a.spoilt};
+}
+
 // CPU calls return the lowest block or item with a non-finite result, -1 when there is none.
 template <class Args>
 int64_t run(void (*kernel)(Args&), Args& a) {
@@ -163,6 +182,27 @@ void bind_cpu(py::module_& m) {
           sf::normalise_args a{d, b, n, scale, in(z), in(g), out(o), out(norm), sf::torch_pool(), -1};
           return run(sf::kernels().power_normalise_vjp, a);
         });
+  m.def("cpu_rzf_precode", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s,
+                              uintptr_t alpha, uintptr_t x, uintptr_t norm, uintptr_t info) {
+    sf::rzf_args a = rzf(flags, n, scale, h, s, alpha);
+    a.out_x = out(x), a.norm = static_cast<double*>(out(norm)), a.info = static_cast<int32_t*>(out(info));
+    return run_flagged(sf::kernels().rzf_precode, a);
+  });
+  m.def("cpu_rzf_precode_vjp", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s,
+                                  uintptr_t alpha, uintptr_t x, uintptr_t norm, uintptr_t g, uintptr_t dh,
+                                  uintptr_t ds, uintptr_t da) {
+    sf::rzf_args a = rzf(flags, n, scale, h, s, alpha);
+    a.x = in(x), a.norm = static_cast<double*>(out(norm)), a.g = in(g);
+    a.dh = out(dh), a.ds = out(ds), a.da = static_cast<double*>(out(da));
+    py::gil_scoped_release release;
+    sf::kernels().rzf_precode_vjp(a);
+  });
+  m.def("cpu_lmmse_equalise", [](const rzf_flags& flags, const sizes7& n, uintptr_t h, uintptr_t y, uintptr_t noise_var,
+                                 uintptr_t s_hat, uintptr_t noise_eff, uintptr_t info) {
+    sf::rzf_args a = rzf(flags, n, 0, h, y, noise_var);
+    a.out_x = out(s_hat), a.out_noise = out(noise_eff), a.info = static_cast<int32_t*>(out(info));
+    return run_flagged(sf::kernels().lmmse_equalise, a);
+  });
 }
 
 #if defined(SF_HAVE_CUDA)

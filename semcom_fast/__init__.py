@@ -4,16 +4,20 @@ Ops are torch functions of batched complex tensors; docs/conventions.md fixes sh
 """
 
 from ._backend import use_backend
-from .errors import BackendUnavailable, MissingExtra
+from .errors import BackendUnavailable, MissingExtra, SingularChannelError
 from .ops import (
     LikelihoodScore,
     blockdiag_adjoint,
     blockdiag_apply,
     likelihood_score,
+    lmmse_channel,
+    lmmse_equalise,
     philox_normal,
     power_normalise,
     pvd_calibrate,
     pvd_update,
+    rzf_matrix,
+    rzf_precode,
 )
 from .receivers import PVD, DivergedError, GaussianChannelPrior, PVDConfig, PVDLevel, PVDResult
 
@@ -29,13 +33,18 @@ __all__ = [
     "PVDConfig",
     "PVDLevel",
     "PVDResult",
+    "SingularChannelError",
     "__version__",
     "blockdiag_adjoint",
     "blockdiag_apply",
     "likelihood_score",
+    "lmmse_channel",
+    "lmmse_equalise",
     "philox_normal",
     "power_normalise",
     "pvd_calibrate",
     "pvd_update",
+    "rzf_matrix",
+    "rzf_precode",
     "use_backend",
 ]

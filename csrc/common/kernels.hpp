@@ -81,6 +81,39 @@ struct calibrate_args {  // var_h, probe_x [B,U]; probe_y [B] -> out [B]
   int64_t bad;
 };
 
+// Regularised zero forcing, n channels h [n or 1, K, M], symbols s [n,K,T] ([n,T,K] with `rows`; null = unit symbols),
+// x and g like s with M for K. The M-form factors H^H H + alpha I instead of H H^H + alpha I. lmmse_equalise reads y as
+// s (T = 1) and the channel's Nr x Nt as K x M.
+struct rzf_args {
+  int32_t is_double, rows, m_form;
+  int32_t pinv;         // rows without a pivot are dropped instead of the whole channel
+  int32_t refuse_zero;  // alpha = 0 is singular by the sizes alone (M < K)
+  int64_t n, k, m, t, h_b;
+  int64_t alpha_run, items;  // consecutive channels that share an alpha; groups that share a power scale
+  double scale;              // sqrt(power * count of an item); 0 = no power normalisation
+  const void *h, *s, *alpha, *x, *g;
+  void *out_x, *out_noise;
+  double* norm;   // [items] of the unscaled x: forward writes, backward reads
+  int32_t* info;  // [n] or null: 0, 1-based failing pivot, or -1 for a result that is not finite
+  void *dh, *ds;
+  double* da;  // [n]
+  pool_fn pool;
+  int64_t bad, spoilt, count;  // out: lowest singular channel, lowest non-finite result (-1 = none), flagged channels
+};
+
+// h(f) = sum_p gains_p exp(-j 2 pi f tau_p): rows of P paths and F frequencies; `group` consecutive rows share delays.
+struct cir_args {
+  int32_t is_double;
+  int64_t rows, group, p, f;
+  const void *gains, *delays;
+  const double* frequencies;
+  const int64_t *gain_at, *delay_at, *out_at;  // offsets of a row's gains, of a group's delays, of a row's result
+  int64_t gain_p, delay_p, out_f;              // strides
+  void* out;
+  pool_fn pool;
+  int64_t bad;
+};
+
 struct kernel_table {
   void (*blockdiag_apply)(block_args&);
   void (*blockdiag_adjoint)(block_args&);
@@ -90,6 +123,9 @@ struct kernel_table {
   void (*pvd_calibrate)(calibrate_args&);
   void (*power_normalise)(normalise_args&);
   void (*power_normalise_vjp)(normalise_args&);
+  void (*rzf_precode)(rzf_args&);
+  void (*rzf_precode_vjp)(rzf_args&);
+  void (*lmmse_equalise)(rzf_args&);
 };
 
 }  // namespace sf

@@ -26,6 +26,13 @@
 namespace sf {
 inline namespace SF_NS {
 
+// One lane: what a CUDA thread computes with. The pack versions below share these names.
+SF_HD float square_root(float a) { return __builtin_sqrtf(a); }
+SF_HD double square_root(double a) { return __builtin_sqrt(a); }
+SF_HD float select(bool mask, float a, float b) { return mask ? a : b; }
+SF_HD double select(bool mask, double a, double b) { return mask ? a : b; }
+SF_HD bool any_lane(bool mask) { return mask; }
+
 // A scalar complex number: an operand that is broadcast across lanes.
 template <class T>
 struct scalar2 {
@@ -33,6 +40,17 @@ struct scalar2 {
 };
 
 #if !defined(__CUDA_ARCH__)
+
+// {0, 1, ..., N-1} as template arguments, for shuffles.
+template <int... I>
+struct int_list {};
+template <int N, int... I>
+constexpr auto make_list() {
+  if constexpr (N == 0)
+    return int_list<I...>();
+  else
+    return make_list<N - 1, N - 1, I...>();
+}
 
 template <class T, int W>
 struct vec_of {  // apart from pack: GCC would read the typedef as T inside the class template
@@ -53,6 +71,9 @@ struct pack {
   friend SF_HD pack operator+(pack a, pack b) { return pack(V(a.v + b.v)); }
   friend SF_HD pack operator-(pack a, pack b) { return pack(V(a.v - b.v)); }
   friend SF_HD pack operator*(pack a, pack b) { return pack(V(a.v * b.v)); }
+  friend SF_HD pack operator/(pack a, pack b) { return pack(V(a.v / b.v)); }
+  friend SF_HD auto operator>(pack a, pack b) { return a.v > b.v; }  // lane masks: -1 where true
+  friend SF_HD auto operator==(pack a, pack b) { return a.v == b.v; }
   // The first n lanes; the others read as zero and are not written. Memory past them is never touched.
   SF_HD static pack load_first(const T* p, int n) {
 #if defined(__AVX512F__)
@@ -125,6 +146,37 @@ SF_HD pack<T, W> turn_signs() {
   for (int i = 0; i < W; ++i) r[i] = i % 2 ? T(1) : T(-1);
   return pack<T, W>(r);
 }
+
+template <class T, int W, class M>
+SF_HD pack<T, W> select(M mask, pack<T, W> a, pack<T, W> b) {
+  return pack<T, W>(mask ? a.v : b.v);
+}
+template <class T, int W>
+SF_HD pack<T, W> square_root(pack<T, W> a) {
+  typename vec_of<T, W>::V r;
+  for (int i = 0; i < W; ++i) r[i] = sizeof(T) == 4 ? T(__builtin_sqrtf(float(a.v[i]))) : T(__builtin_sqrt(a.v[i]));
+  return pack<T, W>(r);
+}
+#if defined(__AVX512F__)
+SF_HD pack<float, 16> square_root(pack<float, 16> a) { return {(pack<float, 16>::V)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.v)}; }
+SF_HD pack<double, 8> square_root(pack<double, 8> a) { return {(pack<double, 8>::V)_mm512_maskz_sqrt_pd(0xff, (__m512d)a.v)}; }
+#elif defined(__AVX2__)
+SF_HD pack<float, 8> square_root(pack<float, 8> a) { return {(pack<float, 8>::V)_mm256_sqrt_ps((__m256)a.v)}; }
+SF_HD pack<double, 4> square_root(pack<double, 4> a) { return {(pack<double, 4>::V)_mm256_sqrt_pd((__m256d)a.v)}; }
+#endif
+template <class M>
+SF_HD bool any_lane(M mask) {
+  bool found = false;
+  for (unsigned i = 0; i < sizeof(mask) / sizeof(mask[0]); ++i) found |= mask[i] != 0;
+  return found;
+}
+#if defined(__AVX512F__)
+SF_HD bool any_lane(vec_of<int32_t, 16>::V m) { return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0; }
+SF_HD bool any_lane(vec_of<int64_t, 8>::V m) { return _mm512_test_epi64_mask((__m512i)m, (__m512i)m) != 0; }
+#elif defined(__AVX2__)
+SF_HD bool any_lane(vec_of<int32_t, 8>::V m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+SF_HD bool any_lane(vec_of<int64_t, 4>::V m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+#endif
 
 // Native width in reals of this translation unit's instruction set.
 #if defined(__AVX512F__)

@@ -14,11 +14,15 @@ void pvd_update(pvd_args&);
 void pvd_calibrate(calibrate_args&);
 void power_normalise(normalise_args&);
 void power_normalise_vjp(normalise_args&);
+void rzf_precode(rzf_args&);
+void rzf_precode_vjp(rzf_args&);
+void lmmse_equalise(rzf_args&);
 }  // namespace SF_NS
 
 extern const kernel_table SF_TABLE_NAME(SF_ISA);
 const kernel_table SF_TABLE_NAME(SF_ISA) = {
     blockdiag_apply, blockdiag_adjoint, likelihood_score, philox_normal,
     pvd_update,      pvd_calibrate,     power_normalise,  power_normalise_vjp,
+    rzf_precode,     rzf_precode_vjp,   lmmse_equalise,
 };
 }  // namespace sf

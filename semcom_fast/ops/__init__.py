@@ -4,18 +4,26 @@ from ..reference import LikelihoodScore
 from .blockdiag_adjoint import blockdiag_adjoint
 from .blockdiag_apply import blockdiag_apply
 from .likelihood_score import likelihood_score
+from .lmmse_channel import lmmse_channel
+from .lmmse_equalise import lmmse_equalise
 from .philox_normal import philox_normal
 from .power_normalise import power_normalise
 from .pvd_calibrate import pvd_calibrate
 from .pvd_update import pvd_update
+from .rzf_matrix import rzf_matrix
+from .rzf_precode import rzf_precode
 
 __all__ = [
     "LikelihoodScore",
     "blockdiag_adjoint",
     "blockdiag_apply",
     "likelihood_score",
+    "lmmse_channel",
+    "lmmse_equalise",
     "philox_normal",
     "power_normalise",
     "pvd_calibrate",
     "pvd_update",
+    "rzf_matrix",
+    "rzf_precode",
 ]

@@ -6,21 +6,31 @@ tests compare with and what `use_backend("reference")` runs; they are never a si
 
 from .blockdiag_adjoint import blockdiag_adjoint
 from .blockdiag_apply import blockdiag_apply
+from .cir_to_ofdm import cir_to_ofdm
 from .likelihood_score import LikelihoodScore, likelihood_score
+from .lmmse_channel import lmmse_channel
+from .lmmse_equalise import lmmse_equalise
 from .philox_normal import philox_normal, philox_words
 from .power_normalise import power_normalise
 from .pvd_calibrate import pvd_calibrate
 from .pvd_update import default_next_var, pvd_update
+from .rzf_matrix import rzf_matrix
+from .rzf_precode import rzf_precode
 
 __all__ = [
     "LikelihoodScore",
     "blockdiag_adjoint",
     "blockdiag_apply",
+    "cir_to_ofdm",
     "default_next_var",
     "likelihood_score",
+    "lmmse_channel",
+    "lmmse_equalise",
     "philox_normal",
     "philox_words",
     "power_normalise",
     "pvd_calibrate",
     "pvd_update",
+    "rzf_matrix",
+    "rzf_precode",
 ]

@@ -1,0 +1,250 @@
+// The CPU worker behind rzf_precode, its vector-Jacobian product and lmmse_equalise: W channels side by side, one per
+// SIMD lane. A pack of channels is transposed into lanes, each lane's Gram matrix is factored once and serves every
+// right-hand side, and results are transposed back. Three arithmetics share the algebra of small_matrix.hpp; a lane
+// takes the one its own regulariser asks for, so that a result never depends on its neighbours:
+//   plain     the type of the data; a regulariser >= 1e-3 of the mean diagonal keeps the condition number harmless
+//   double    complex64 channels with a smaller regulariser
+//   pivoted   regularisers within rounding of zero, where singular channels must be found
+#pragma once
+#include <stdlib.h>
+
+#include "../common/kernels.hpp"
+#include "../common/small_matrix.hpp"
+#include "parallel.hpp"
+#include "transpose.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+constexpr double singular_tolerance(int n, bool single) {  // of pivots relative to the largest diagonal
+  const double own = 4.0 * n * 2.220446049250313e-16, root32 = 4.0 * n * 1.1920928955078125e-7;
+  return single && root32 * root32 > own ? root32 * root32 : own;
+}
+
+// Lanes [half*width(Q), ...) of a tile of cx<pack<T, W>>, in arithmetic type Q; `put` writes only lanes of the mask.
+template <class T, class Q>
+struct lanes_of;
+template <class T, int W>
+struct lanes_of<T, pack<T, W>> {
+  using Q = pack<T, W>;
+  static constexpr int width = W;
+  int half = 0;
+  SF_HD Q get(const Q& p) const { return p; }
+  template <class M>
+  SF_HD void put(Q& p, Q q, M mask) const {
+    p = select(mask, q, p);
+  }
+};
+template <int WD>
+struct lanes_of<float, pack<double, WD>> {
+  using P = pack<float, 2 * WD>;
+  using Q = pack<double, WD>;
+  using H = typename vec_of<float, WD>::V;
+  using HU = typename vec_of<float, WD>::VU;
+  static constexpr int width = WD;
+  int half;
+  SF_HD Q get(const P& p) const {
+    const H h = reinterpret_cast<const HU*>(&p)[half];
+    return Q(__builtin_convertvector(h, typename Q::V));
+  }
+  template <class M>
+  SF_HD void put(P& p, Q q, M mask) const {
+    HU& h = reinterpret_cast<HU*>(&p)[half];
+    const Q old(__builtin_convertvector(H(h), typename Q::V));
+    h = __builtin_convertvector(select(mask, q, old).v, H);
+  }
+};
+
+// V as the algebra reads it: the channel tile, or its adjoint (conjugated when it was loaded).
+template <class L, class P>
+struct narrow_rows {
+  static constexpr int width = L::width;
+  const cx<P>* tile;
+  int row, col;  // strides in the tile
+  L lanes;
+  using Q = typename L::Q;
+  SF_HD cx<Q> operator()(int i, int m) const {
+    const cx<P>& c = tile[i * row + m * col];
+    return {lanes.get(c.re), lanes.get(c.im)};
+  }
+};
+
+template <class T>
+struct regularised {
+  static constexpr int W = native_width<T>;
+  static constexpr bool single = sizeof(T) == 4;
+  using P = pack<T, W>;
+  using D = pack<double, native_width<double>>;
+  using mask_p = decltype(P(T(0)) > P(T(0)));
+
+  const rzf_args& a;
+  const int k, m, t, n, len;     // n x len: the narrow and wide side of V
+  const int s_i, s_t, x_i, x_t;  // strides of right-hand sides (K entries each) and results (M entries) in their tiles
+  cx<P>*h, *s, *x, *g, *dh, *ds, *work;
+  P reg;
+  double* da;  // [W] of the pack at hand
+  D energy[2];
+  P info;
+  P* noise;  // lmmse_equalise: effective noise variance [n of symbols]
+  void* memory;
+
+  explicit regularised(const rzf_args& args)
+      : a(args), k(int(args.k)), m(int(args.m)), t(int(args.t)), n(args.m_form ? m : k), len(args.m_form ? k : m),
+        s_i(args.rows ? 1 : t), s_t(args.rows ? k : 1), x_i(args.rows ? 1 : t), x_t(args.rows ? m : 1) {
+    const int64_t km = int64_t(k) * m, kt = int64_t(k) * t, mt = int64_t(m) * t, nn = int64_t(n) * n;
+    const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * nn + 6 * n + m + 8;
+    if (posix_memalign(&memory, 64, size_t(entries) * sizeof(cx<P>))) abort();
+    cx<P>* p = static_cast<cx<P>*>(memory);
+    auto take = [&](int64_t count) { return (p += count) - count; };
+    h = take(km), s = take(kt), x = take(mt), g = take(mt), dh = take(km), ds = take(kt);
+    noise = reinterpret_cast<P*>(take(m)), da = reinterpret_cast<double*>(take(2)), work = p;
+    if (!a.s)
+      for (int i = 0; i < k * t; ++i) s[i] = {P(T(i / t == i % t ? 1 : 0)), P(T(0))};  // unit symbols, K = T
+    energy[0] = energy[1] = D(0.0);
+  }
+  ~regularised() { free(memory); }
+  regularised(const regularised&) = delete;
+
+  void load(int64_t first, int count) {
+    const T *hp = static_cast<const T*>(a.h), *sp = static_cast<const T*>(a.s), *ap = static_cast<const T*>(a.alpha);
+    const int64_t kt = 2 * int64_t(k) * t;
+    transposer<T, W>(hp + 2 * first * a.h_b, 2 * a.h_b, count).load(0, 2 * int64_t(k) * m, &h->re);
+    if (a.m_form)
+      for (int i = 0; i < k * m; ++i) h[i].im = P(T(0)) - h[i].im;
+    if (sp) transposer<T, W>(sp + first * kt, kt, count).load(0, kt, &s->re);
+    if (first / a.alpha_run == (first + count - 1) / a.alpha_run)
+      reg = P(ap[first / a.alpha_run]);
+    else
+      for (int i = 0; i < W; ++i) reg.v[i] = ap[(first + (i < count ? i : count - 1)) / a.alpha_run];
+    info = P(T(0));
+  }
+
+  // Every arithmetic some lane asks for, each writing its own lanes: job.run(scope) with the factor in the scope.
+  template <int N, class Job>
+  void solve_lanes(Job job) {
+    P diag[N > 0 ? N : 1], mean;
+    mask_p small = P(T(0)) == P(T(0));
+    if constexpr (single && !Job::always_double) {
+      const narrow_rows<lanes_of<T, P>, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, {}};
+      const P top = diagonal<N>(v, n, len, reg, N > 0 ? diag : reinterpret_cast<P*>(work), mean);
+      small = P(T(1e-3)) * mean > reg;
+      if (any_lane(~small)) arithmetic<P, N, false>(0, ~small, top - top, job);
+    }
+    if (!any_lane(small)) return;
+    using Q = D;
+    for (int half = 0; half < W / lanes_of<T, Q>::width; ++half) in_double<Q, N>(half, small, job);
+  }
+  template <class Q, int N, class Job>
+  void in_double(int half, mask_p small, Job job) {
+    const lanes_of<T, Q> part{half};
+    const Q mine = part.get(select(small, P(T(1)), P(T(0)))), r = part.get(reg);
+    if (!any_lane(mine > Q(0.0))) return;
+    const narrow_rows<lanes_of<T, Q>, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, part};
+    Q mean;
+    const Q top = diagonal<0>(v, n, len, r, reinterpret_cast<Q*>(work), mean);
+    const Q bound = top * Q(singular_tolerance(n, single));
+    const auto plain = (mine > Q(0.0)) & (r > bound);
+    const auto pivoted = (mine > Q(0.0)) & ~(r > bound);
+    if (any_lane(plain)) arithmetic<Q, N, false>(half, plain, top - top, job);
+    if (any_lane(pivoted)) pivoted_lanes<Q>(half, pivoted, bound, job);
+  }
+  template <class Q, class M, class Job>
+  __attribute__((noinline)) void pivoted_lanes(int half, M mask, Q bound, Job job) {
+    arithmetic<Q, 0, true>(half, mask, bound, job);
+  }
+
+  template <class Q, int N, bool Pivoted, class M, class Job>
+  void arithmetic(int half, M mask, Q bound, Job job) {
+    using L = lanes_of<T, Q>;
+    constexpr int C = N > 0 ? N : 1;
+    const narrow_rows<L, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, L{half}};
+    cx<Q> l_[N > 1 ? N * (N - 1) / 2 : 1], u_[C], w_[C];
+    Q inv_[C], diag_[C];
+    cx<Q>*l = l_, *u = u_, *w = w_, *square_a = nullptr;
+    Q *inv = inv_, *diag = diag_, *from = nullptr;
+    if constexpr (N == 0) {  // run-time sizes live in scratch
+      cx<Q>* p = reinterpret_cast<cx<Q>*>(work);
+      auto take = [&](int64_t count) { return (p += count) - count; };
+      l = take(int64_t(n) * n), square_a = take(int64_t(n) * n), u = take(n), w = take(n);
+      inv = reinterpret_cast<Q*>(take(n)), diag = reinterpret_cast<Q*>(take(n)), from = reinterpret_cast<Q*>(take(n));
+    }
+    Q mean, bad(0.0f);
+    diagonal<N>(v, n, len, v.lanes.get(reg), diag, mean);
+    if constexpr (Pivoted)
+      factor_pivoted<N>(v, n, len, diag, bound, square_a, from, l, inv, bad);
+    else
+      factor<N>(v, n, len, diag, bound, l, inv, bad), from = nullptr;
+    v.lanes.put(info, bad, mask);
+    job.template run<N>(*this, v, l, inv, from, u, w, mask);
+  }
+
+  // A channel without inverse or with a non-finite result gives zeros; info says which.
+  void settle(cx<P>* out, int count) {
+    if (a.refuse_zero) info = select((info == P(T(0))) & (reg == P(T(0))), P(T(m + 1)), info);
+    P spoilt(T(0));
+    for (int i = 0; i < count; ++i) spoilt = spoilt + (out[i].re - out[i].re) + (out[i].im - out[i].im);
+    const mask_p finite = spoilt == P(T(0));
+    const mask_p keep = a.pinv ? finite : finite & (info == P(T(0)));
+    info = select(finite, info, select(info == P(T(0)), P(T(-1)), info));
+    if (any_lane(~keep))
+      for (int i = 0; i < count; ++i) out[i] = select(keep, out[i], cx<P>{P(T(0)), P(T(0))});
+  }
+
+  void note(rzf_args& shared, int64_t first, int count) {
+    for (int i = 0; i < count; ++i) {
+      const int32_t code = int32_t(info.v[i]);
+      if (a.info) a.info[first + i] = code;
+      if (code == 0) continue;
+      note_lowest(code < 0 ? shared.spoilt : shared.bad, first + i);
+      __atomic_fetch_add(&shared.count, 1, __ATOMIC_RELAXED);
+    }
+  }
+
+  void add_energy(const cx<P>* z, int entries, int count) {
+    P live(T(1));
+    for (int i = count; i < W; ++i) live.v[i] = T(0);
+    for (int half = 0; half < W / lanes_of<T, D>::width; ++half) {
+      const lanes_of<T, D> part{half};
+      D e(0.0);
+      for (int i = 0; i < entries; ++i) e = e + square(cx<D>{part.get(z[i].re), part.get(z[i].im)});
+      energy[half] = energy[half] + e * part.get(live);
+    }
+  }
+  double take_energy() {
+    const double e = W > native_width<double> ? energy[0].sum() + energy[1].sum() : energy[0].sum();
+    energy[0] = energy[1] = D(0.0);
+    return e;
+  }
+};
+
+// Compiled sizes of the narrow side; every other size runs the same code with n at run time.
+template <class F>
+inline void with_size(int64_t n, const F& f) {
+  switch (n) {
+    case 1: return f.template operator()<1>();
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 8: return f.template operator()<8>();
+    case 16: return f.template operator()<16>();
+    default: return f.template operator()<0>();
+  }
+}
+
+// Slices of the batch: `items` share a power scale each, `chunk` whole packs are one unit of work. Boundaries count
+// from the start of an item, so sums are the same whatever the batch or the number of threads.
+struct units {
+  int64_t per_item, chunk, chunks;
+  units(int64_t total, int64_t items, int64_t entries, int width) : per_item(total / items) {
+    const int64_t packs = entries >= 256 ? 1 : entries <= 16 ? 16 : 256 / entries;
+    chunk = packs * width, chunks = (per_item + chunk - 1) / chunk;
+  }
+  int64_t begin(int64_t unit) const { return unit / chunks * per_item + unit % chunks * chunk; }
+  int64_t end(int64_t unit) const {
+    const int64_t e = (unit % chunks + 1) * chunk;
+    return unit / chunks * per_item + (e < per_item ? e : per_item);
+  }
+};
+
+}  // namespace SF_NS
+}  // namespace sf

@@ -1,0 +1,115 @@
+// Between W small matrices stored one after the other and W lanes side by side: runs of reals, one per lane, become
+// packs (real r of every lane in pack r) and back. Squares of R x R reals are transposed in registers, R up to W.
+#pragma once
+#include "../common/lane.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+template <class T, int W>
+struct transposer {
+  using P = pack<T, W>;
+  using V = typename P::V;
+  template <int R>
+  using run = typename vec_of<T, R>::V;
+  template <int R>
+  using run_at = typename vec_of<T, R>::VU;
+
+  const T* from[W];  // lane i's matrix; lanes past the last matrix repeat it
+  int lanes;
+
+  transposer(const T* base, int64_t stride, int count) : lanes(count) {
+    for (int i = 0; i < W; ++i) from[i] = base + (i < count ? i : count - 1) * stride;
+  }
+
+  // Exchange blocks of D reals between rows i and i + D: log2(R) of these transpose every R x R square.
+  template <int D, int... I>
+  static SF_HD void exchange(V& a, V& b, int_list<I...>) {
+    const V x = __builtin_shufflevector(a, b, ((I & D) == 0 ? I : W + I - D)...);
+    b = __builtin_shufflevector(a, b, ((I & D) == 0 ? I + D : W + I)...);
+    a = x;
+  }
+  template <int R, int D = R / 2>
+  static SF_HD void squares(V* v) {
+    if constexpr (D > 0) {
+      SF_UNROLL
+      for (int i = 0; i < R; ++i)
+        if (!(i & D)) exchange<D>(v[i], v[i + D], make_list<W>());
+      squares<R, D / 2>(v);
+    }
+  }
+
+  // S reals made of runs of R, from lanes i, i + R, ...
+  template <int R, int S>
+  SF_HD run<S> join(int i, int64_t first) const {
+    if constexpr (S == R)
+      return *reinterpret_cast<const run_at<R>*>(from[i] + first);
+    else
+      return joined<S>(join<R, S / 2>(i, first), join<R, S / 2>(i + S / 2, first), make_list<S>());
+  }
+  template <int S, int... I>
+  static SF_HD run<S> joined(run<S / 2> a, run<S / 2> b, int_list<I...>) {
+    return __builtin_shufflevector(a, b, I...);
+  }
+
+  // Reals [first, first + R) of every lane into out[0..R).
+  template <int R>
+  SF_HD void load_square(int64_t first, P* out) const {
+    V v[R];
+    SF_UNROLL
+    for (int i = 0; i < R; ++i) v[i] = join<R, W>(i, first);
+    squares<R>(v);
+    SF_UNROLL
+    for (int i = 0; i < R; ++i) out[i] = P(v[i]);
+  }
+  SF_HD void load(int64_t first, int64_t n, P* out) const {
+    int64_t j = 0;
+    if constexpr (W >= 16)
+      for (; j + 16 <= n; j += 16) load_square<16>(first + j, out + j);
+    if constexpr (W >= 8)
+      for (; j + 8 <= n; j += 8) load_square<8>(first + j, out + j);
+    if constexpr (W >= 4)
+      for (; j + 4 <= n; j += 4) load_square<4>(first + j, out + j);
+    for (; j + 2 <= n; j += 2) load_square<2>(first + j, out + j);
+    if (j < n)
+      for (int i = 0; i < W; ++i) out[j].v[i] = from[i][first + j];
+  }
+
+  template <int R, int S>
+  SF_HD void part(run<S> v, int i, int64_t first) const {
+    if constexpr (S == R) {
+      if (i < lanes) *reinterpret_cast<run_at<R>*>(const_cast<T*>(from[i]) + first) = v;
+    } else {
+      halve<R, S>(v, i, first, make_list<S / 2>());
+    }
+  }
+  template <int R, int S, int... I>
+  SF_HD void halve(run<S> v, int i, int64_t first, int_list<I...>) const {
+    part<R, S / 2>(__builtin_shufflevector(v, v, I...), i, first);
+    part<R, S / 2>(__builtin_shufflevector(v, v, (I + S / 2)...), i + S / 2, first);
+  }
+  template <int R>
+  SF_HD void store_square(int64_t first, const P* in) const {
+    V v[R];
+    SF_UNROLL
+    for (int i = 0; i < R; ++i) v[i] = in[i].v;
+    squares<R>(v);
+    SF_UNROLL
+    for (int i = 0; i < R; ++i) part<R, W>(v[i], i, first);
+  }
+  SF_HD void store(int64_t first, int64_t n, const P* in) const {
+    int64_t j = 0;
+    if constexpr (W >= 16)
+      for (; j + 16 <= n; j += 16) store_square<16>(first + j, in + j);
+    if constexpr (W >= 8)
+      for (; j + 8 <= n; j += 8) store_square<8>(first + j, in + j);
+    if constexpr (W >= 4)
+      for (; j + 4 <= n; j += 4) store_square<4>(first + j, in + j);
+    for (; j + 2 <= n; j += 2) store_square<2>(first + j, in + j);
+    if (j < n)
+      for (int i = 0; i < lanes; ++i) const_cast<T*>(from[i])[first + j] = in[j].v[i];
+  }
+};
+
+}  // namespace SF_NS
+}  // namespace sf

@@ -1,0 +1,223 @@
+"""Operands, flags and errors shared by the ops over one Cholesky factor: rzf_precode, rzf_matrix, lmmse_equalise."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._native import require_core
+from ..errors import SingularChannelError
+from ..reference.levels import Level
+from ..reference.rzf_precode import refuses_zero
+from . import _checks, _levels
+
+RAISE, FLAG, PINV = range(3)
+_MODES = {"raise": RAISE, "flag": FLAG, "pinv": PINV}
+_FEWEST_CHANNELS = 16  # one SIMD pack: fewer distinct channels than this are better factored again than left alone
+
+
+class Call(NamedTuple):
+    """Flattened operands of one call, and how its results map back."""
+
+    h: Tensor  # [n or 1,K,M]
+    s: Tensor | None  # [n,K,T], or [n,T,K] with rows
+    alpha: Tensor  # [A], n a multiple of A
+    rows: bool
+    m_form: bool
+    mode: int
+    refuse: bool
+    scale: float
+    items: int
+    out_shape: tuple[int, ...]
+    lead: torch.Size
+    info_lead: torch.Size  # leading dims of the channels that were factored
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        return self[:9]
+
+
+def mode_of(op: str, on_singular: str | None, device: torch.device) -> int:
+    if on_singular is None:
+        return RAISE if device.type == "cpu" else FLAG
+    if on_singular not in _MODES:
+        raise ValueError(f"{op}: on_singular must be one of {', '.join(map(repr, _MODES))}, got {on_singular!r}")
+    return _MODES[on_singular]
+
+
+def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, like: Tensor) -> Tensor:
+    """[A] in the real dtype, A dividing the number of channels: consecutive channels share an entry."""
+    real = _checks.real_dtype(like)
+    if _levels.is_number(alpha):
+        if not 0 <= alpha < math.inf:  # type: ignore[operator]
+            raise ValueError(f"{op}: {name} must be finite and >= 0, got {alpha}")
+        return torch.full((1,), float(alpha), dtype=real, device=like.device)
+    _levels.check(op, name, alpha, tuple(lead), like.device)
+    assert isinstance(alpha, Tensor)
+    if alpha.is_cpu and _checks.readable(alpha):
+        good = (alpha >= 0) & (alpha < math.inf)
+        if not bool(good.all()):
+            bad = tuple((~good).nonzero()[0].tolist())
+            raise ValueError(f"{op}: {name} must be finite and >= 0, entry {bad} is {float(alpha[bad])}")
+    kept = alpha.ndim
+    while kept and alpha.shape[kept - 1] == 1:
+        kept -= 1
+    alpha = alpha.reshape(alpha.shape[:kept])
+    if alpha.shape != lead[:kept]:
+        alpha = alpha.expand(lead[:kept])
+    return alpha.to(like.device, real).reshape(-1)
+
+
+def _constant(t: Tensor, dim: int, ndim: int) -> bool:
+    """Does t, right-aligned against `ndim` dims, not change along `dim`? Stride 0 counts where no gradient is due."""
+    own = dim - (ndim - t.ndim)
+    return own < 0 or t.shape[own] == 1 or (t.stride(own) == 0 and not t.requires_grad)
+
+
+def _fold(h: Tensor, alpha: Level, lead: torch.Size, most: int) -> int:
+    """How many trailing leading dims share channel and regulariser: they become right-hand sides of one factor."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return 0
+    count = 0
+    while count < min(most, len(lead)):
+        d = len(lead) - 1 - count
+        if isinstance(alpha, Tensor) and alpha.ndim > d and alpha.shape[d] != 1:
+            break
+        if not _constant(h, d, len(lead) + 2) or math.prod(lead[:d]) < _FEWEST_CHANNELS:
+            break
+        count += 1
+    return count
+
+
+def _first(h: Tensor, count: int) -> Tensor:
+    """h without those of the last `count` (constant) leading dims that it has."""
+    for _ in range(min(count, h.ndim - 2)):
+        h = h.select(-3, 0)
+    return h
+
+
+def prepare(
+    op: str,
+    need: str,
+    h: Tensor,
+    s: Tensor | None,
+    alpha: Level,
+    on_singular: str | None,
+    form: str | None,
+    power: float | None = None,
+    power_dims: int | None = None,
+) -> Call:
+    """Check the operands of a precoder and flatten their leading dimensions."""
+    _checks.same_kind(op, _checks.COMPLEX, "h s", h, s)
+    if h.ndim < 2 or min(h.shape[-2:]) == 0:
+        raise _checks.shape_error(op, need + ", K and M at least 1", h=h)
+    if form not in (None, "K", "M"):
+        raise ValueError(f"{op}: form must be 'K', 'M' or None, got {form!r}")
+    k, m = h.shape[-2:]
+    vector = s is not None and s.ndim == h.ndim - 1
+    if s is not None and (s.ndim < 1 or (s.shape[-1] if vector else s.shape[-2] if s.ndim > 1 else -1) != k):
+        raise _checks.shape_error(op, need, h=h, s=s)
+    tail = 1 if vector else 2
+    lead = h.shape[:-2] if s is None else _checks.lead_shape(op, need, "h s", (h, 2), (s, tail))
+    dims = max(len(lead) - 1, 0) if power_dims is None else power_dims
+    if power is not None and not 0 <= dims <= len(lead):
+        raise ValueError(f"{op}: power_dims={dims} does not fit the leading dimensions {tuple(lead)}")
+    fold = _fold(h, alpha, lead, len(lead) if power is None else dims) if vector else 0
+    own = lead[: len(lead) - fold]
+    if fold:
+        h = _first(h, fold)
+    streams = k if s is None else math.prod(lead[len(own) :]) if vector else s.shape[-1]
+    scale, items = 0.0, 1
+    if power is not None:
+        _checks.positive_level(op, "power", power)
+        scale = math.sqrt(power * math.prod(lead[len(lead) - dims :]) * m * (1 if vector else streams))
+        items = math.prod(lead[: len(lead) - dims])
+    mode = mode_of(op, on_singular, h.device)
+    return Call(
+        _checks.flatten_lead(h, own, 2),
+        None if s is None else _flatten_symbols(s, lead, own, vector),
+        flat_alpha(op, "alpha", alpha, own, h),
+        vector,
+        (m < k) if form is None else form == "M",
+        mode,
+        refuses_zero(k, m, form, on_singular),
+        scale,
+        items,
+        (*lead, m) if vector else (*lead, m, streams),
+        lead,
+        own,
+    )
+
+
+def _flatten_symbols(s: Tensor, lead: torch.Size, own: torch.Size, vector: bool) -> Tensor:
+    s = s.expand(*lead, *s.shape[-1 if vector else -2 :])
+    n = math.prod(own)
+    return s.reshape(n, math.prod(lead[len(own) :]), s.shape[-1]) if vector else s.reshape(n, *s.shape[-2:])
+
+
+def spread(info: Tensor, call: Call) -> Tensor:
+    """info of the factored channels over all leading dims."""
+    info = info.reshape(call.info_lead)
+    return info.reshape(*call.info_lead, *(1,) * (len(call.lead) - len(call.info_lead))).expand(call.lead)
+
+
+def sizes(h: Tensor, n: int, t: int, alpha: Tensor, items: int) -> tuple[int, ...]:
+    """(n, K, M, T, stride of h, channels per alpha, power groups) as the bindings take them."""
+    k, m = h.shape[1:]
+    return n, k, m, t, 0 if h.shape[0] == 1 else k * m, n // alpha.shape[0], items
+
+
+def flags(h: Tensor, rows: bool, m_form: bool, pinv: bool, refuse: bool) -> tuple[bool, ...]:
+    return h.dtype is torch.complex128, rows, m_form, pinv, refuse
+
+
+def stream_of(device: torch.device) -> tuple[int, int]:
+    return device.index, torch._C._cuda_getCurrentRawStream(device.index)
+
+
+def launch(op: str, backend: str, device: torch.device, mode: int, *args: Any) -> None:
+    """Call the CPU kernel and raise at its flags, or enqueue the CUDA kernel on torch's current stream."""
+    core = require_core()
+    if backend == "cuda":
+        getattr(core, f"cuda_{op}")(*args, *stream_of(device))
+        return
+    count, singular, spoilt = getattr(core, f"cpu_{op}")(*args)
+    if count == 0 or mode == FLAG:
+        return
+    if singular >= 0 and mode == RAISE:
+        raise SingularChannelError("", count, (singular,))
+    if spoilt >= 0 and not _checks.tolerating_non_finite():
+        raise _checks.non_finite(op, "channel or right-hand side", spoilt)
+
+
+def raise_flagged(op: str, info: Tensor, mode: int) -> None:
+    """The same errors from an `info` tensor: the plain torch path, or a GPU that was asked to raise (synchronises)."""
+    if mode != RAISE or not info.numel() or not _checks.readable(info):
+        return
+    bad = info > 0
+    if bool(bad.any()):
+        raise SingularChannelError("", int(bad.sum()), (int(bad.nonzero()[0]),))
+    if bool((info < 0).any()) and not _checks.tolerating_non_finite():
+        raise _checks.non_finite(op, "channel or right-hand side", int((info < 0).nonzero()[0]))
+
+
+@contextlib.contextmanager
+def located(op: str, lead: torch.Size) -> Iterator[None]:
+    """Turn the flat index of a singular channel into one over the caller's leading dimensions."""
+    try:
+        yield
+    except SingularChannelError as err:
+        flat, index = err.index[0], []
+        for size in reversed(lead):
+            index.append(flat % size)
+            flat //= size
+        at = tuple(reversed(index))
+        raise SingularChannelError(
+            f"{op}: {err.count} of {math.prod(lead)} channels are singular (or hold NaN or Inf), the first at index "
+            f"{at}; raise alpha, or pass on_singular='flag' (zeros and info) or 'pinv' (dependent users dropped)",
+            err.count,
+            at,
+        ) from None

@@ -1,0 +1,76 @@
+"""Reference twin of :func:`semcom_fast.rzf_precode`."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .levels import Level, align_left
+from .regularised import system
+
+
+def rzf_rows(h: Tensor, s: Tensor, alpha: Tensor, *, m_form: bool, drop: bool, refuse_zero: bool) -> tuple[Tensor, Tensor]:
+    """x = h^H (h h^H + alpha I)^-1 s for h [N,K,M], s [N,K,T], alpha [N]; also info [N]. Inside: complex128.
+
+    The M-form is (h^H h + alpha I)^-1 h^H s. A singular system gives x = 0, or with `drop` the solution of the rows
+    that have a pivot. alpha = 0 with M < K has no K-form.
+    """
+    k, m = h.shape[-2:]
+    wide, rhs = h.to(torch.complex128), s.to(torch.complex128)
+    reg = alpha.double()
+    v = wide.mH if m_form else wide
+    a, kept, info = system(v, reg, h.dtype)
+    if refuse_zero:
+        info = torch.where((info == 0) & (reg == 0), m + 1, info).to(torch.int32)
+    u = v @ rhs if m_form else rhs
+    w = torch.linalg.solve(a, torch.where(kept.unsqueeze(-1), u, 0))
+    x = w if m_form else wide.mH @ w
+    good = torch.isfinite(torch.view_as_real(x)).all(-1).all(-1).all(-1)
+    dead = (info != 0) & (not drop)
+    info = torch.where((info == 0) & ~good, -1, info).to(torch.int32)
+    x = torch.where((dead | ~good).reshape(-1, 1, 1), 0, x)
+    return x.to(h.dtype), info
+
+
+def rzf_precode(
+    h: Tensor,
+    s: Tensor,
+    alpha: Level,
+    *,
+    power: float | None = None,
+    power_dims: int | None = None,
+    on_singular: str = "flag",
+    form: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x = h^H (h h^H + alpha I)^-1 s with its total-power normalisation; returns (x, info)."""
+    vector = s.ndim == h.ndim - 1
+    rhs = s.unsqueeze(-1) if vector else s
+    lead = torch.broadcast_shapes(h.shape[:-2], rhs.shape[:-2])
+    k, m = h.shape[-2:]
+    reg = align_left(alpha, len(lead), h.device).expand(lead).reshape(-1)
+    x, info = rzf_rows(
+        h.expand(*lead, k, m).reshape(-1, k, m),
+        rhs.expand(*lead, *rhs.shape[-2:]).reshape(-1, *rhs.shape[-2:]),
+        reg,
+        m_form=(m < k) if form is None else form == "M",
+        drop=on_singular == "pinv",
+        refuse_zero=refuses_zero(k, m, form, on_singular),
+    )
+    x = x.reshape(*lead, *x.shape[-2:])
+    if power is not None:
+        dims = max(len(lead) - 1, 0) if power_dims is None else power_dims
+        x = scale_power(x, power, tuple(range(-2 - dims, 0)))
+    return (x.squeeze(-1) if vector else x), info.reshape(lead)
+
+
+def refuses_zero(k: int, m: int, form: str | None, on_singular: str | None) -> bool:
+    """Zero forcing to more users than antennas has no solution; least squares has to be asked for."""
+    return m < k and form != "M" and on_singular != "pinv"
+
+
+def scale_power(x: Tensor, power: float, dims: tuple[int, ...]) -> Tensor:
+    """x sqrt(power*count/|x|^2) over `dims`; zero stays zero."""
+    energy = torch.view_as_real(x).double().square().sum(-1).sum(dims, keepdim=True)
+    count = math.prod(x.shape[d] for d in dims)
+    factor = torch.where(energy > 0, power * count / torch.where(energy > 0, energy, 1.0), 0.0).sqrt()
+    return x * factor.to(x.real.dtype)
