@@ -95,6 +95,25 @@ sf::rzf_args rzf(const rzf_flags& flags, const sizes7& n, double scale, uintptr_
   return a;
 }
 
+// sizes = (rows, rows that share delays, P, F); strides of a path in gains and delays, of a frequency in h; `at` holds the
+// offsets of every row's gains, every group's delays and every row's result
+using sizes4 = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+using sizes3 = std::tuple<int64_t, int64_t, int64_t>;
+
+sf::cir_args cir(bool is_double, const sizes4& n, uintptr_t gains, uintptr_t delays, uintptr_t frequencies,
+                 const sizes3& strides, const std::tuple<uintptr_t, uintptr_t, uintptr_t>& at, uintptr_t h) {
+  sf::cir_args a{};
+  a.is_double = is_double;
+  std::tie(a.rows, a.group, a.p, a.f) = n;
+  std::tie(a.gain_p, a.delay_p, a.out_f) = strides;
+  a.gains = in(gains), a.delays = in(delays), a.frequencies = static_cast<const double*>(in(frequencies));
+  a.gain_at = static_cast<const int64_t*>(in(std::get<0>(at)));
+  a.delay_at = static_cast<const int64_t*>(in(std::get<1>(at)));
+  a.out_at = static_cast<const int64_t*>(in(std::get<2>(at)));
+  a.out = out(h), a.pool = sf::torch_pool(), a.bad = -1;
+  return a;
+}
+
 std::tuple<int64_t, int64_t, int64_t> run_flagged(void (*kernel)(sf::rzf_args&), sf::rzf_args& a) {
   py::gil_scoped_release release;
   kernel(a);
@@ -194,12 +213,17 @@ void bind_cpu(py::module_& m) {
     sf::rzf_args a = rzf(flags, n, scale, h, s, alpha);
     a.x = in(x), a.norm = static_cast<double*>(out(norm)), a.g = in(g);
     a.dh = out(dh), a.ds = out(ds), a.da = static_cast<double*>(out(da));
-    py::gil_scoped_release release;
-    sf::kernels().rzf_precode_vjp(a);
+    return run_flagged(sf::kernels().rzf_precode_vjp, a);
   });
-  m.def("cpu_lmmse_equalise", [](const rzf_flags& flags, const sizes7& n, uintptr_t h, uintptr_t y, uintptr_t noise_var,
+  m.def("cpu_cir_to_ofdm", [](bool d, const sizes4& n, uintptr_t gains, uintptr_t delays, uintptr_t frequencies,
+                              const sizes3& strides, const std::tuple<uintptr_t, uintptr_t, uintptr_t>& at,
+                              uintptr_t h) {
+    sf::cir_args a = cir(d, n, gains, delays, frequencies, strides, at, h);
+    return run(sf::kernels().cir_to_ofdm, a);
+  });
+  m.def("cpu_lmmse_equalise", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t y, uintptr_t noise_var,
                                  uintptr_t s_hat, uintptr_t noise_eff, uintptr_t info) {
-    sf::rzf_args a = rzf(flags, n, 0, h, y, noise_var);
+    sf::rzf_args a = rzf(flags, n, scale, h, y, noise_var);
     a.out_x = out(s_hat), a.out_noise = out(noise_eff), a.info = static_cast<int32_t*>(out(info));
     return run_flagged(sf::kernels().lmmse_equalise, a);
   });

@@ -126,6 +126,7 @@ struct kernel_table {
   void (*rzf_precode)(rzf_args&);
   void (*rzf_precode_vjp)(rzf_args&);
   void (*lmmse_equalise)(rzf_args&);
+  void (*cir_to_ofdm)(cir_args&);
 };
 
 }  // namespace sf

@@ -37,22 +37,20 @@ SF_HD cx<Q> select(M mask, cx<Q> a, cx<Q> b) {
 
 enum class times { plain, conj_a, conj_b };
 
-// acc += a b, conj(a) b or a conj(b); `sub` subtracts. Four multiply-adds.
+// acc += a b, conj(a) b or a conj(b); `sub` subtracts. Four multiply-adds, no negation.
 template <times How = times::plain, class Q>
 SF_HD void add(cx<Q>& acc, cx<Q> a, cx<Q> b) {
   acc.re = acc.re + a.re * b.re;
-  acc.im = acc.im + (How == times::conj_a ? a.re * b.im : a.im * b.re);
-  if constexpr (How == times::plain) {
-    acc.re = acc.re - a.im * b.im;
-    acc.im = acc.im + a.re * b.im;
-  } else {
-    acc.re = acc.re + a.im * b.im;
-    acc.im = acc.im - (How == times::conj_a ? a.im * b.re : a.re * b.im);
-  }
+  acc.im = How == times::conj_b ? acc.im + a.im * b.re : acc.im + a.re * b.im;
+  acc.re = How == times::plain ? acc.re - a.im * b.im : acc.re + a.im * b.im;
+  acc.im = How == times::plain ? acc.im + a.im * b.re : How == times::conj_a ? acc.im - a.im * b.re : acc.im - a.re * b.im;
 }
 template <times How = times::plain, class Q>
 SF_HD void sub(cx<Q>& acc, cx<Q> a, cx<Q> b) {
-  add<How>(acc, cx<Q>{Q(0) - a.re, Q(0) - a.im}, b);
+  acc.re = acc.re - a.re * b.re;
+  acc.im = How == times::conj_b ? acc.im - a.im * b.re : acc.im - a.re * b.im;
+  acc.re = How == times::plain ? acc.re + a.im * b.im : acc.re - a.im * b.im;
+  acc.im = How == times::plain ? acc.im - a.im * b.re : How == times::conj_a ? acc.im + a.im * b.re : acc.im + a.re * b.im;
 }
 
 SF_HD constexpr int lower(int i, int j) { return i * (i - 1) / 2 + j; }  // of the strictly lower triangle
@@ -112,10 +110,9 @@ SF_HD void gram_tile(const V& v, int len, int i0, int j0, const cx<Q>* l, cx<Q> 
   for (int k = 0; k < j0; ++k) {
     SF_UNROLL
     for (int i = 0; i < BI; ++i) {
-      const cx<Q> a = {Q(0) - l[lower(i0 + i, k)].re, Q(0) - l[lower(i0 + i, k)].im};
       SF_UNROLL
       for (int j = 0; j < BJ; ++j)
-        if (!same || j < i) add<times::conj_b>(acc[i][j], a, l[lower(j0 + j, k)]);
+        if (!same || j < i) sub<times::conj_b>(acc[i][j], l[lower(i0 + i, k)], l[lower(j0 + j, k)]);
     }
   }
 }
@@ -123,9 +120,9 @@ SF_HD void gram_tile(const V& v, int len, int i0, int j0, const cx<Q>* l, cx<Q> 
 // Column j of the factor has pivot p: its reciprocal root, or 0 where it fails; info keeps the first failing column.
 template <class Q>
 SF_HD Q root(Q p, Q bound, int j, Q& info) {
-  const auto good = (p > bound) & (p - p == Q(0));
-  info = select(good, info, select(info == Q(0), Q(j + 1), info));
-  return select(good, Q(1) / square_root(p), Q(0));
+  const auto good = (p > bound) & (Q(3e38f) > p);
+  info = select(good | (info > Q(0)), info, Q(j + 1));
+  return select(good, inverse_root(p), Q(0));
 }
 
 template <int B, class Q>

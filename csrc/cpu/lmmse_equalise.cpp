@@ -4,7 +4,7 @@
 namespace sf {
 inline namespace SF_NS {
 
-// In double throughout: 1 - diag(G H) and diag(G H) both matter, at high and at low SNR.
+// In double throughout: diag(G H) and 1 - diag(G H) both matter, at low and at high SNR.
 struct equalise_job {
   static constexpr bool always_double = true;
   template <int N, class Worker, class V, class Q, class M>
@@ -12,10 +12,12 @@ struct equalise_job {
     const int n = N > 0 ? N : w.n;
     const Q one(1.0f), reg = v.lanes.get(w.reg);
     const auto received = [&](int i) { return cx<Q>{v.lanes.get(w.s[i].re), v.lanes.get(w.s[i].im)}; };
+    const Q none(0.0f), never(__builtin_inff());
     const auto put = [&](int i, cx<Q> biased, Q gain, Q rest) {  // diag(G H) and 1 - diag(G H)
-      v.lanes.put(w.x[i].re, biased.re / gain, mask);
-      v.lanes.put(w.x[i].im, biased.im / gain, mask);
-      v.lanes.put(w.noise[i], rest / gain, mask);
+      const auto heard = gain > none;  // a silent column: nothing is known of its symbol
+      v.lanes.put(w.x[i].re, select(heard, biased.re / gain, none), mask);
+      v.lanes.put(w.x[i].im, select(heard, biased.im / gain, none), mask);
+      v.lanes.put(w.noise[i], select(heard, rest / gain, never), mask);
     };
     if (w.a.m_form)
       narrow_product<N>(v, n, w.len, received, u);
@@ -26,8 +28,12 @@ struct equalise_job {
       for (int i = 0; i < n; ++i) {
         loop<N>(0, n, [&](int j) { z[j] = {j == i ? one : Q(0.0f), Q(0.0f)}; });
         solve<N>(l, inv, from, n, z);
-        const Q rest = reg * z[i].re;
-        put(i, u[i], one - rest, rest);
+        const auto row = [&](int m) { return conj(v(i, m)); };
+        cx<Q>* column = w.template spare<Q>();  // of V V^H: (V V^H) A^-1 and v A^-1 both, so neither is a difference
+        narrow_product<N>(v, n, w.len, row, column);
+        Q gain(0.0f);
+        loop<N>(0, n, [&](int j) { gain = gain + inner(z[j], column[j]); });
+        put(i, u[i], gain, reg * z[i].re);
       }
     } else {
       for (int m = 0; m < w.len; ++m) {

@@ -34,6 +34,16 @@ struct lanes_of<T, pack<T, W>> {
   SF_HD void put(Q& p, Q q, M mask) const {
     p = select(mask, q, p);
   }
+  template <class M>
+  SF_HD void add_to(double* sum, Q q, M mask) const {
+    typedef T half_v __attribute__((vector_size(native_width<double> * sizeof(T)), aligned(sizeof(T)), may_alias));
+    using D = pack<double, native_width<double>>;
+    const Q live = select(mask, q, Q(T(0)));
+    for (int i = 0; i < W; i += native_width<double>) {
+      const half_v part = reinterpret_cast<const half_v*>(&live)[i / native_width<double>];
+      (D::load(sum + i) + D(__builtin_convertvector(part, typename D::V))).store(sum + i);
+    }
+  }
 };
 template <int WD>
 struct lanes_of<float, pack<double, WD>> {
@@ -53,6 +63,10 @@ struct lanes_of<float, pack<double, WD>> {
     const Q old(__builtin_convertvector(H(h), typename Q::V));
     h = __builtin_convertvector(select(mask, q, old).v, H);
   }
+  template <class M>
+  SF_HD void add_to(double* sum, Q q, M mask) const {
+    (Q::load(sum + half * WD) + select(mask, q, Q(0.0))).store(sum + half * WD);
+  }
 };
 
 // V as the algebra reads it: the channel tile, or its adjoint (conjugated when it was loaded).
@@ -69,20 +83,44 @@ struct narrow_rows {
   }
 };
 
+// Where a factor lives: registers for compiled sizes, the worker's scratch beyond.
+template <class Q, int N>
+struct factored {
+  cx<Q> l[N > 1 ? N * (N - 1) / 2 : 1], u[N], w[N];
+  Q inv[N], diag[N];
+  static constexpr Q* from = nullptr;
+  template <class Worker>
+  SF_HD explicit factored(Worker&) {}
+};
+template <class Q>
+struct factored<Q, 0> {
+  cx<Q>*l, *square_a, *u, *w;
+  Q *inv, *diag, *from;
+  template <class Worker>
+  SF_HD explicit factored(Worker& worker) {
+    const int64_t n = worker.n;
+    cx<Q>* p = reinterpret_cast<cx<Q>*>(worker.work);
+    const auto take = [&](int64_t count) { return (p += count) - count; };
+    l = take(n * n), square_a = take(n * n), u = take(n), w = take(n);
+    inv = reinterpret_cast<Q*>(take(n)), diag = reinterpret_cast<Q*>(take(n)), from = reinterpret_cast<Q*>(take(n));
+  }
+};
+
 template <class T>
 struct regularised {
   static constexpr int W = native_width<T>;
   static constexpr bool single = sizeof(T) == 4;
   using P = pack<T, W>;
   using D = pack<double, native_width<double>>;
-  using mask_p = decltype(P(T(0)) > P(T(0)));
+  using mask_p = lane_mask<T, W>;
 
   const rzf_args& a;
   const int k, m, t, n, len;     // n x len: the narrow and wide side of V
   const int s_i, s_t, x_i, x_t;  // strides of right-hand sides (K entries each) and results (M entries) in their tiles
   cx<P>*h, *s, *x, *g, *dh, *ds, *work;
   P reg;
-  double* da;  // [W] of the pack at hand
+  int64_t same_from = 0, same_until = 0;  // channels that share `reg`
+  double* da;  // [W] of the pack at hand, summed over right-hand sides in double
   D energy[2];
   P info;
   P* noise;  // lmmse_equalise: effective noise variance [n of symbols]
@@ -105,34 +143,54 @@ struct regularised {
   ~regularised() { free(memory); }
   regularised(const regularised&) = delete;
 
+  // The pack after next: its lines arrive while this one is computed, across page borders too.
+  template <class E>
+  static SF_HD void prefetch(const E* p, int64_t reals, int64_t first, int64_t end) {
+    const int64_t i = first + 2 * W;
+    if (p == nullptr || reals == 0 || i + W > end) return;
+    const char *c = reinterpret_cast<const char*>(p + i * reals), *stop = c + W * reals * sizeof(E);
+    for (; c < stop; c += 64) __builtin_prefetch(c, 0, 2);
+  }
+
   void load(int64_t first, int count) {
     const T *hp = static_cast<const T*>(a.h), *sp = static_cast<const T*>(a.s), *ap = static_cast<const T*>(a.alpha);
     const int64_t kt = 2 * int64_t(k) * t;
+    prefetch(hp, 2 * a.h_b, first, a.n);
+    prefetch(sp, kt, first, a.n);
     transposer<T, W>(hp + 2 * first * a.h_b, 2 * a.h_b, count).load(0, 2 * int64_t(k) * m, &h->re);
     if (a.m_form)
       for (int i = 0; i < k * m; ++i) h[i].im = P(T(0)) - h[i].im;
     if (sp) transposer<T, W>(sp + first * kt, kt, count).load(0, kt, &s->re);
-    if (first / a.alpha_run == (first + count - 1) / a.alpha_run)
-      reg = P(ap[first / a.alpha_run]);
-    else
-      for (int i = 0; i < W; ++i) reg.v[i] = ap[(first + (i < count ? i : count - 1)) / a.alpha_run];
     info = P(T(0));
+    if (same_from <= first && first + count <= same_until) return;
+    const int64_t run = first / a.alpha_run;
+    same_from = run * a.alpha_run, same_until = same_from + a.alpha_run;
+    reg = P(ap[run]);
+    if (first + count <= same_until) return;
+    for (int i = 0; i < W; ++i) reg.v[i] = ap[(first + (i < count ? i : count - 1)) / a.alpha_run];
+    same_until = same_from;
   }
 
   // Every arithmetic some lane asks for, each writing its own lanes: job.run(scope) with the factor in the scope.
   template <int N, class Job>
   void solve_lanes(Job job) {
-    P diag[N > 0 ? N : 1], mean;
     mask_p small = P(T(0)) == P(T(0));
     if constexpr (single && !Job::always_double) {
-      const narrow_rows<lanes_of<T, P>, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, {}};
-      const P top = diagonal<N>(v, n, len, reg, N > 0 ? diag : reinterpret_cast<P*>(work), mean);
-      small = P(T(1e-3)) * mean > reg;
-      if (any_lane(~small)) arithmetic<P, N, false>(0, ~small, top - top, job);
+      small = in_single<N>(job);
     }
     if (!any_lane(small)) return;
     using Q = D;
     for (int half = 0; half < W / lanes_of<T, Q>::width; ++half) in_double<Q, N>(half, small, job);
+  }
+  template <int N, class Job>
+  SF_HD mask_p in_single(Job job) {  // the lanes it leaves to double
+    factored<P, N> f(*this);
+    const narrow_rows<lanes_of<T, P>, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, {}};
+    P mean;
+    const P top = diagonal<N>(v, n, len, reg, f.diag, mean);
+    const mask_p small = ~(reg > P(T(1e-3)) * mean);  // NaN too: the pivoted path finds it
+    if (any_lane(~small)) run<P, N, false>(v, f, ~small, top - top, job);
+    return small;
   }
   template <class Q, int N, class Job>
   void in_double(int half, mask_p small, Job job) {
@@ -140,42 +198,36 @@ struct regularised {
     const Q mine = part.get(select(small, P(T(1)), P(T(0)))), r = part.get(reg);
     if (!any_lane(mine > Q(0.0))) return;
     const narrow_rows<lanes_of<T, Q>, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, part};
+    factored<Q, N> f(*this);
     Q mean;
-    const Q top = diagonal<0>(v, n, len, r, reinterpret_cast<Q*>(work), mean);
+    const Q top = diagonal<N>(v, n, len, r, f.diag, mean);
     const Q bound = top * Q(singular_tolerance(n, single));
     const auto plain = (mine > Q(0.0)) & (r > bound);
     const auto pivoted = (mine > Q(0.0)) & ~(r > bound);
-    if (any_lane(plain)) arithmetic<Q, N, false>(half, plain, top - top, job);
-    if (any_lane(pivoted)) pivoted_lanes<Q>(half, pivoted, bound, job);
+    if (any_lane(plain)) run<Q, N, false>(v, f, plain, top - top, job);
+    if (any_lane(pivoted)) pivoted_lanes(v, pivoted, r, bound, job);
   }
-  template <class Q, class M, class Job>
-  __attribute__((noinline)) void pivoted_lanes(int half, M mask, Q bound, Job job) {
-    arithmetic<Q, 0, true>(half, mask, bound, job);
+  template <class V, class Q, class M, class Job>
+  __attribute__((noinline)) void pivoted_lanes(const V& v, M mask, Q r, Q bound, Job job) {
+    factored<Q, 0> f(*this);
+    Q mean;
+    diagonal<0>(v, n, len, r, f.diag, mean);
+    run<Q, 0, true>(v, f, mask, bound, job);
+  }
+  template <class Q, int N, bool Pivoted, class V, class M, class Job>
+  SF_HD void run(const V& v, factored<Q, N>& f, M mask, Q bound, Job job) {
+    Q bad(0.0f);
+    if constexpr (Pivoted)
+      factor_pivoted<N>(v, n, len, f.diag, bound, f.square_a, f.from, f.l, f.inv, bad);
+    else
+      factor<N>(v, n, len, f.diag, bound, f.l, f.inv, bad);
+    if (any_lane(bad > Q(0.0f))) v.lanes.put(info, bad, mask);
+    job.template run<N>(*this, v, f.l, f.inv, Pivoted ? f.from : nullptr, f.u, f.w, mask);
   }
 
-  template <class Q, int N, bool Pivoted, class M, class Job>
-  void arithmetic(int half, M mask, Q bound, Job job) {
-    using L = lanes_of<T, Q>;
-    constexpr int C = N > 0 ? N : 1;
-    const narrow_rows<L, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, L{half}};
-    cx<Q> l_[N > 1 ? N * (N - 1) / 2 : 1], u_[C], w_[C];
-    Q inv_[C], diag_[C];
-    cx<Q>*l = l_, *u = u_, *w = w_, *square_a = nullptr;
-    Q *inv = inv_, *diag = diag_, *from = nullptr;
-    if constexpr (N == 0) {  // run-time sizes live in scratch
-      cx<Q>* p = reinterpret_cast<cx<Q>*>(work);
-      auto take = [&](int64_t count) { return (p += count) - count; };
-      l = take(int64_t(n) * n), square_a = take(int64_t(n) * n), u = take(n), w = take(n);
-      inv = reinterpret_cast<Q*>(take(n)), diag = reinterpret_cast<Q*>(take(n)), from = reinterpret_cast<Q*>(take(n));
-    }
-    Q mean, bad(0.0f);
-    diagonal<N>(v, n, len, v.lanes.get(reg), diag, mean);
-    if constexpr (Pivoted)
-      factor_pivoted<N>(v, n, len, diag, bound, square_a, from, l, inv, bad);
-    else
-      factor<N>(v, n, len, diag, bound, l, inv, bad), from = nullptr;
-    v.lanes.put(info, bad, mask);
-    job.template run<N>(*this, v, l, inv, from, u, w, mask);
+  template <class Q>
+  SF_HD cx<Q>* spare() const {  // [n], of the same 64-byte packs
+    return reinterpret_cast<cx<Q>*>(dh);
   }
 
   // A channel without inverse or with a non-finite result gives zeros; info says which.
@@ -191,6 +243,7 @@ struct regularised {
   }
 
   void note(rzf_args& shared, int64_t first, int count) {
+    if (!a.info && !any_lane(~(info == P(T(0))))) return;
     for (int i = 0; i < count; ++i) {
       const int32_t code = int32_t(info.v[i]);
       if (a.info) a.info[first + i] = code;

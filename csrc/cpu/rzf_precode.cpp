@@ -60,7 +60,6 @@ struct vjp_job {
       v.lanes.put(c.re, value.re, mask);
       v.lanes.put(c.im, value.im, mask);
     };
-    Q slope(0.0f);
     for (int t = 0; t < w.t; ++t) {
       const auto *p = adj ? w.g + t * w.x_t : w.s + t * w.s_t, *q = adj ? w.s + t * w.s_t : w.g + t * w.x_t;
       const int p_i = adj ? w.x_i : w.s_i, q_i = adj ? w.s_i : w.x_i;
@@ -70,7 +69,9 @@ struct vjp_job {
       solve<N>(l, inv, from, n, u);
       narrow_product<N>(v, n, w.len, wide, z);
       solve<N>(l, inv, from, n, z);
+      Q slope(0.0f);
       loop<N>(0, n, [&](int i) { slope = slope - inner(z[i], u[i]); });
+      v.lanes.add_to(w.da, slope, mask);
       if (!adj) loop<N>(0, n, [&](int i) { put(ds[i * w.s_i], z[i]); });
       if (!adj && !w.a.dh) continue;
       for (int m = 0; m < w.len; ++m) {
@@ -89,8 +90,6 @@ struct vjp_job {
         });
       }
     }
-    for (int i = 0; i < V::width; ++i)
-      if (mask[i]) w.da[v.lanes.half * V::width + i] = double(slope.v[i]);
   }
 };
 
@@ -186,8 +185,9 @@ struct precoder_vjp {
         transposer<T, R::W>(static_cast<const T*>(a.x) + i * mt, mt, count).load(0, mt, &w.x->re);
         for (int64_t j = 0; j < a.m * a.t; ++j) w.g[j] = (w.g[j] - w.x[j] * P(along)) * P(c);
       }
+      for (int j = 0; j < R::W; ++j) w.da[j] = 0;
       w.template solve_lanes<N>(vjp_job());
-      finish(w, i, count);
+      finish(w);
       if (a.ds) transposer<T, R::W>(static_cast<T*>(a.ds) + i * kt, kt, count).store(0, kt, &w.ds->re);
       if (a.dh) transposer<T, R::W>(static_cast<T*>(a.dh) + i * km, km, count).store(0, km, &w.dh->re);
       for (int j = 0; j < count; ++j) a.da[i + j] = w.da[j];
@@ -195,12 +195,14 @@ struct precoder_vjp {
   }
 
   // Channels whose result was set to zero have zero gradients; the M-form's dH was accumulated as its conjugate.
-  void finish(R& w, int64_t, int) const {
+  void finish(R& w) const {
     if (a.refuse_zero) w.info = select(w.reg == P(T(0)), P(T(1)), w.info);
-    const auto live = w.info == P(T(0));
+    P spoilt(T(0));
+    for (int64_t j = 0; j < a.k * a.t; ++j) spoilt = spoilt + (w.s[j].re - w.s[j].re) + (w.s[j].im - w.s[j].im);
+    const auto finite = spoilt == P(T(0)), live = a.pinv ? finite : finite & (w.info == P(T(0)));
     if (a.m_form && a.dh)
       for (int64_t j = 0; j < a.k * a.m; ++j) w.dh[j].im = P(T(0)) - w.dh[j].im;
-    if (a.pinv || !any_lane(~live)) return;
+    if (!any_lane(~live)) return;
     const cx<P> zero = {P(T(0)), P(T(0))};
     for (int64_t j = 0; j < a.k * a.t; ++j) w.ds[j] = select(live, w.ds[j], zero);
     for (int64_t j = 0; j < a.k * a.m; ++j) w.dh[j] = select(live, w.dh[j], zero);

@@ -17,6 +17,7 @@ void power_normalise_vjp(normalise_args&);
 void rzf_precode(rzf_args&);
 void rzf_precode_vjp(rzf_args&);
 void lmmse_equalise(rzf_args&);
+void cir_to_ofdm(cir_args&);
 }  // namespace SF_NS
 
 extern const kernel_table SF_TABLE_NAME(SF_ISA);
@@ -24,5 +25,6 @@ const kernel_table SF_TABLE_NAME(SF_ISA) = {
     blockdiag_apply, blockdiag_adjoint, likelihood_score, philox_normal,
     pvd_update,      pvd_calibrate,     power_normalise,  power_normalise_vjp,
     rzf_precode,     rzf_precode_vjp,   lmmse_equalise,
+    cir_to_ofdm,
 };
 }  // namespace sf

@@ -1,5 +1,6 @@
 // Between W small matrices stored one after the other and W lanes side by side: runs of reals, one per lane, become
-// packs (real r of every lane in pack r) and back. Squares of R x R reals are transposed in registers, R up to W.
+// packs (real r of every lane in pack r) and back. Squares of R x R reals are transposed in registers. R stops at 8: the
+// joins of shorter runs are loads with an insert, which do not compete for the one shuffle port.
 #pragma once
 #include "../common/lane.hpp"
 
@@ -18,8 +19,8 @@ struct transposer {
   const T* from[W];  // lane i's matrix; lanes past the last matrix repeat it
   int lanes;
 
-  transposer(const T* base, int64_t stride, int count) : lanes(count) {
-    for (int i = 0; i < W; ++i) from[i] = base + (i < count ? i : count - 1) * stride;
+  SF_HD transposer(const T* base, int64_t stride, int count) : lanes(count) {
+    for (int i = 0; i < W; ++i, base += i < count ? stride : 0) from[i] = base;
   }
 
   // Exchange blocks of D reals between rows i and i + D: log2(R) of these transpose every R x R square.
@@ -64,8 +65,6 @@ struct transposer {
   }
   SF_HD void load(int64_t first, int64_t n, P* out) const {
     int64_t j = 0;
-    if constexpr (W >= 16)
-      for (; j + 16 <= n; j += 16) load_square<16>(first + j, out + j);
     if constexpr (W >= 8)
       for (; j + 8 <= n; j += 8) load_square<8>(first + j, out + j);
     if constexpr (W >= 4)
@@ -99,8 +98,6 @@ struct transposer {
   }
   SF_HD void store(int64_t first, int64_t n, const P* in) const {
     int64_t j = 0;
-    if constexpr (W >= 16)
-      for (; j + 16 <= n; j += 16) store_square<16>(first + j, in + j);
     if constexpr (W >= 8)
       for (; j + 8 <= n; j += 8) store_square<8>(first + j, in + j);
     if constexpr (W >= 4)

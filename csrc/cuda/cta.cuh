@@ -3,6 +3,8 @@
 // A kernel is a plain struct ("body") whose operator()(cta) is a list of phases:
 //   cta.phase([&](thread_place w) { ... });   every thread runs it, then a barrier
 //   cta.last([&](thread_place w) { ... });    the same without the barrier
+//   cta.loads([&](thread_place w) { ... });   a phase whose copy_async() calls have arrived after the barrier
+//   cta.any([&](thread_place w) { ... })      a phase that returns, to all alike, whether any thread said true
 // On a GPU `device_cta` runs a phase for its own thread. csrc/tests/emulate.hpp runs it for all threads in turn, on
 // NaN-filled shared memory and in several thread orders, which shows a missing barrier as a changed result.
 // Values that live in registers across phases are kept in cta.registers<S>(), one S a thread.
@@ -10,6 +12,9 @@
 #pragma once
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
+#if defined(__CUDACC__)
+#include <cuda_pipeline_primitives.h>
+#endif
 
 // For loops that run once or twice, or whose body is large: copies of it only cost registers and instruction cache.
 #if defined(__CUDACC__)
@@ -33,6 +38,15 @@ SF_HD wide<T, N> load(const wide<T, 1>* p) {
 template <int N, class T>
 SF_HD void store(wide<T, 1>* p, wide<T, N> v) {
   *reinterpret_cast<wide<T, N>*>(p) = v;
+}
+// Global to shared memory without a register in between; to be called in cta.loads().
+template <int N, class T>
+SF_HD void copy_async(wide<T, 1>* to, const wide<T, 1>* from) {
+#if defined(__CUDA_ARCH__)
+  __pipeline_memcpy_async(to, from, sizeof(wide<T, N>));
+#else
+  store<N>(to, load<N>(from));
+#endif
 }
 template <class T>
 SF_HD scalar2<T> scalar(wide<T, 1> v) {
@@ -201,14 +215,28 @@ struct device_cta {
     extern __shared__ __align__(16) unsigned char memory[];
     return memory;
   }
+  SF_HD thread_place place() const {
+    return {int32_t(threadIdx.y * blockDim.x + threadIdx.x), int32_t(threadIdx.x), int32_t(threadIdx.y)};
+  }
   template <class F>
   SF_HD void last(const F& f) const {
-    f(thread_place{int32_t(threadIdx.y * blockDim.x + threadIdx.x), int32_t(threadIdx.x), int32_t(threadIdx.y)});
+    f(place());
   }
   template <class F>
   SF_HD void phase(const F& f) const {
     last(f);
     __syncthreads();
+  }
+  template <class F>
+  SF_HD void loads(const F& f) const {
+    last(f);
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    __syncthreads();
+  }
+  template <class F>
+  SF_HD bool any(const F& f) const {
+    return __syncthreads_or(f(place()));
   }
 #else  // the host pass only needs the names
   SF_HD int64_t index() const { return 0; }
@@ -218,6 +246,12 @@ struct device_cta {
   SF_HD void phase(const F&) const {}
   template <class F>
   SF_HD void last(const F&) const {}
+  template <class F>
+  SF_HD void loads(const F&) const {}
+  template <class F>
+  SF_HD bool any(const F&) const {
+    return false;
+  }
 #endif
 };
 #endif

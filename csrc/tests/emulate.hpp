@@ -33,6 +33,16 @@ struct host_cta {
   void last(const F& f) const {
     phase(f);
   }
+  template <class F>
+  void loads(const F& f) const {
+    phase(f);
+  }
+  template <class F>
+  bool any(const F& f) const {
+    bool found = false;
+    for (const thread_place& t : order) found |= f(t);
+    return found;
+  }
 };
 
 enum class thread_order { forward, backward, shuffled };

@@ -3,6 +3,7 @@
 from ..reference import LikelihoodScore
 from .blockdiag_adjoint import blockdiag_adjoint
 from .blockdiag_apply import blockdiag_apply
+from .cir_to_ofdm import cir_to_ofdm
 from .likelihood_score import likelihood_score
 from .lmmse_channel import lmmse_channel
 from .lmmse_equalise import lmmse_equalise
@@ -17,6 +18,7 @@ __all__ = [
     "LikelihoodScore",
     "blockdiag_adjoint",
     "blockdiag_apply",
+    "cir_to_ofdm",
     "likelihood_score",
     "lmmse_channel",
     "lmmse_equalise",

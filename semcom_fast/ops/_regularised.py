@@ -16,12 +16,11 @@ from . import _checks, _levels
 
 RAISE, FLAG, PINV = range(3)
 _MODES = {"raise": RAISE, "flag": FLAG, "pinv": PINV}
-_FEWEST_CHANNELS = 16  # one SIMD pack: fewer distinct channels than this are better factored again than left alone
-
 
 class Call(NamedTuple):
     """Flattened operands of one call, and how its results map back."""
 
+    op: str
     h: Tensor  # [n or 1,K,M]
     s: Tensor | None  # [n,K,T], or [n,T,K] with rows
     alpha: Tensor  # [A], n a multiple of A
@@ -37,7 +36,7 @@ class Call(NamedTuple):
 
     @property
     def operands(self) -> tuple[Any, ...]:
-        return self[:9]
+        return self[1:10]
 
 
 def mode_of(op: str, on_singular: str | None, device: torch.device) -> int:
@@ -48,27 +47,35 @@ def mode_of(op: str, on_singular: str | None, device: torch.device) -> int:
     return _MODES[on_singular]
 
 
-def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, like: Tensor) -> Tensor:
-    """[A] in the real dtype, A dividing the number of channels: consecutive channels share an entry."""
+def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, own: torch.Size, like: Tensor) -> Tensor:
+    """[A] in the real dtype, A dividing the number of channels of `own`: consecutive channels share an entry.
+
+    `lead` are the caller's leading dims; alpha is constant over those that `own` lacks.
+    """
     real = _checks.real_dtype(like)
     if _levels.is_number(alpha):
-        if not 0 <= alpha < math.inf:  # type: ignore[operator]
-            raise ValueError(f"{op}: {name} must be finite and >= 0, got {alpha}")
-        return torch.full((1,), float(alpha), dtype=real, device=like.device)
+        if not 0 <= alpha <= torch.finfo(real).max:  # type: ignore[operator]
+            raise ValueError(f"{op}: {name} must be finite in {real} and >= 0, got {alpha}")
+        return torch.full((1,), float(alpha), dtype=real, device=like.device)  # type: ignore[arg-type]
     _levels.check(op, name, alpha, tuple(lead), like.device)
     assert isinstance(alpha, Tensor)
     if alpha.is_cpu and _checks.readable(alpha):
-        good = (alpha >= 0) & (alpha < math.inf)
+        good = (alpha >= 0) & (alpha <= torch.finfo(real).max)
         if not bool(good.all()):
             bad = tuple((~good).nonzero()[0].tolist())
-            raise ValueError(f"{op}: {name} must be finite and >= 0, entry {bad} is {float(alpha[bad])}")
-    kept = alpha.ndim
+            raise ValueError(f"{op}: {name} must be finite in {real} and >= 0, entry {bad} is {float(alpha[bad])}")
+    kept = min(alpha.ndim, len(own))
     while kept and alpha.shape[kept - 1] == 1:
         kept -= 1
     alpha = alpha.reshape(alpha.shape[:kept])
-    if alpha.shape != lead[:kept]:
-        alpha = alpha.expand(lead[:kept])
+    if alpha.shape != own[:kept]:
+        alpha = alpha.expand(own[:kept])
     return alpha.to(like.device, real).reshape(-1)
+
+
+def per_channel(alpha: Tensor, n: int) -> Tensor:
+    """[n] from [A]: every entry repeated for its consecutive channels."""
+    return alpha.unsqueeze(-1).expand(-1, n // max(alpha.shape[0], 1)).reshape(n)
 
 
 def _constant(t: Tensor, dim: int, ndim: int) -> bool:
@@ -82,11 +89,11 @@ def _fold(h: Tensor, alpha: Level, lead: torch.Size, most: int) -> int:
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return 0
     count = 0
-    while count < min(most, len(lead)):
+    while count < min(most, len(lead) - 1):  # the batch stays: whether to fold must not depend on its size
         d = len(lead) - 1 - count
         if isinstance(alpha, Tensor) and alpha.ndim > d and alpha.shape[d] != 1:
             break
-        if not _constant(h, d, len(lead) + 2) or math.prod(lead[:d]) < _FEWEST_CHANNELS:
+        if not _constant(h, d, len(lead) + 2):
             break
         count += 1
     return count
@@ -109,6 +116,7 @@ def prepare(
     form: str | None,
     power: float | None = None,
     power_dims: int | None = None,
+    alpha_name: str = "alpha",
 ) -> Call:
     """Check the operands of a precoder and flatten their leading dimensions."""
     _checks.same_kind(op, _checks.COMPLEX, "h s", h, s)
@@ -137,9 +145,10 @@ def prepare(
         items = math.prod(lead[: len(lead) - dims])
     mode = mode_of(op, on_singular, h.device)
     return Call(
+        op,
         _checks.flatten_lead(h, own, 2),
         None if s is None else _flatten_symbols(s, lead, own, vector),
-        flat_alpha(op, "alpha", alpha, own, h),
+        flat_alpha(op, alpha_name, alpha, lead, own, h),
         vector,
         (m < k) if form is None else form == "M",
         mode,
@@ -178,46 +187,68 @@ def stream_of(device: torch.device) -> tuple[int, int]:
     return device.index, torch._C._cuda_getCurrentRawStream(device.index)
 
 
-def launch(op: str, backend: str, device: torch.device, mode: int, *args: Any) -> None:
+def launch(op: str, backend: str, device: torch.device, mode: int, problem: tuple[Any, ...], *addresses: int) -> None:
     """Call the CPU kernel and raise at its flags, or enqueue the CUDA kernel on torch's current stream."""
     core = require_core()
     if backend == "cuda":
-        getattr(core, f"cuda_{op}")(*args, *stream_of(device))
+        scratch = torch.empty(core.cuda_rzf_scratch(op, *problem), dtype=torch.uint8, device=device)
+        getattr(core, f"cuda_{op}")(*problem, *addresses, scratch.data_ptr(), *stream_of(device))
         return
-    count, singular, spoilt = getattr(core, f"cpu_{op}")(*args)
+    count, singular, spoilt = getattr(core, f"cpu_{op}")(*problem, *addresses)
     if count == 0 or mode == FLAG:
         return
     if singular >= 0 and mode == RAISE:
         raise SingularChannelError("", count, (singular,))
     if spoilt >= 0 and not _checks.tolerating_non_finite():
-        raise _checks.non_finite(op, "channel or right-hand side", spoilt)
+        raise _NonFinite(spoilt)
 
 
-def raise_flagged(op: str, info: Tensor, mode: int) -> None:
+class _NonFinite(ValueError):
+    """A result that is not finite, by the flat index of its channel; `located` says it in the caller's dimensions."""
+
+
+def raise_flagged(info: Tensor, mode: int) -> None:
     """The same errors from an `info` tensor: the plain torch path, or a GPU that was asked to raise (synchronises)."""
-    if mode != RAISE or not info.numel() or not _checks.readable(info):
+    if mode == FLAG or not info.numel() or not _checks.readable(info):
         return
     bad = info > 0
-    if bool(bad.any()):
+    if mode == RAISE and bool(bad.any()):
         raise SingularChannelError("", int(bad.sum()), (int(bad.nonzero()[0]),))
     if bool((info < 0).any()) and not _checks.tolerating_non_finite():
-        raise _checks.non_finite(op, "channel or right-hand side", int((info < 0).nonzero()[0]))
+        raise _NonFinite(int((info < 0).nonzero()[0]))
 
 
 @contextlib.contextmanager
-def located(op: str, lead: torch.Size) -> Iterator[None]:
-    """Turn the flat index of a singular channel into one over the caller's leading dimensions."""
+def located(op: str, own: torch.Size, lead: torch.Size) -> Iterator[None]:
+    """Turn the flat index of a factored channel into one over the caller's leading dimensions."""
+
+    def index(flat: int) -> tuple[int, ...]:
+        at = []
+        for size in reversed(own):
+            at.append(flat % size)
+            flat //= size
+        return (*reversed(at), *(0,) * (len(lead) - len(own)))
+
     try:
         yield
     except SingularChannelError as err:
-        flat, index = err.index[0], []
-        for size in reversed(lead):
-            index.append(flat % size)
-            flat //= size
-        at = tuple(reversed(index))
+        at, count = index(err.index[0]), err.count * math.prod(lead[len(own) :])
         raise SingularChannelError(
-            f"{op}: {err.count} of {math.prod(lead)} channels are singular (or hold NaN or Inf), the first at index "
-            f"{at}; raise alpha, or pass on_singular='flag' (zeros and info) or 'pinv' (dependent users dropped)",
-            err.count,
+            f"{op}: {count} of {math.prod(lead)} channels are singular (or hold NaN or Inf), the first at index {at}; "
+            f"{_ADVICE.get(op, _ADVICE[''])}",
+            count,
             at,
         ) from None
+    except _NonFinite as err:
+        at = index(err.args[0])
+        same = f" and those that share its channel along the last {len(lead) - len(own)} dims" * (len(lead) > len(own))
+        raise ValueError(
+            f"{op}: the result at index {at}{same} is not finite (NaN or Inf in the right-hand side, or overflow)"
+        ) from None
+
+
+_ADVICE = {
+    "": "raise alpha, or pass on_singular='flag' (zeros and info) or 'pinv' (dependent users dropped)",
+    "lmmse_equalise": "raise noise_var, or pass on_singular='flag' (zeros and infinite noise)",
+    "lmmse_channel": "raise noise_var, or send pilots of full rank",
+}

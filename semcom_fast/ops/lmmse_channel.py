@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..reference.levels import Level
-from . import _checks, _levels
+from . import _checks, _regularised
 from ._arrays import array_function
-from .rzf_precode import rzf_precode
+from .rzf_precode import finish
 
 if TYPE_CHECKING:
     from jaxtyping import Complex
@@ -55,8 +55,6 @@ def lmmse_channel(
         given = {"y": y, "pilots": pilots} | ({} if cov is None else {"cov": cov})
         raise _checks.shape_error(_NAME, _NEED, **given)
     lead = torch.broadcast_shapes(y.shape[:-2], pilots.shape[:-2], () if cov is None else cov.shape[:-2])
-    if not _levels.is_number(noise_var):
-        _levels.check(_NAME, "noise_var", noise_var, tuple(lead), y.device)
     root = None
     if cov is not None:
         root, failed = torch.linalg.cholesky_ex(cov)
@@ -66,5 +64,8 @@ def lmmse_channel(
         pilots = root.mH @ pilots
     h = pilots.mH.expand(*lead, pilots.shape[-1], nt)
     # Least squares where there are fewer antennas than slots: noise_var = 0 is then a question of the pilots' rank.
-    estimate = rzf_precode(h, y.mH.expand(*lead, y.shape[-1], y.shape[-2]), noise_var, form="M" if nt <= h.shape[-2] else "K")
+    form = "M" if nt <= h.shape[-2] else "K"
+    columns = y.mH.expand(*lead, y.shape[-1], y.shape[-2])
+    call = _regularised.prepare(_NAME, _NEED, h, columns, noise_var, None, form, alpha_name="noise_var")
+    estimate = finish(call, return_info=False)
     return (estimate if root is None else root @ estimate).mH  # type: ignore[union-attr]

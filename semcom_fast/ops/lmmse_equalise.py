@@ -27,19 +27,18 @@ def _native(backend: str, y: Tensor, h: Tensor, noise_var: Tensor, mode: int) ->
         return s_hat, noise_eff, info
     flags = _regularised.flags(h, True, nt <= nr, False, False)
     pointers = [t.data_ptr() for t in (h, y, noise_var, s_hat, noise_eff, info)]
-    _regularised.launch(_NAME, backend, h.device, mode, flags, _regularised.sizes(h, n, 1, noise_var, 1), *pointers)
+    sizes = _regularised.sizes(h, n, 1, noise_var, 1)
+    _regularised.launch(_NAME, backend, h.device, mode, (flags, sizes, 0.0), *pointers)
     return s_hat, noise_eff, info
 
 
 def _definition(y: Tensor, h: Tensor, noise_var: Tensor, mode: int) -> tuple[Tensor, Tensor]:
-    each = noise_var.unsqueeze(-1).expand(-1, y.shape[0] // noise_var.shape[0]).reshape(-1)
-    return reference.lmmse_equalise(y, h, each)[:2]
+    return reference.lmmse_equalise(y, h, _regularised.per_channel(noise_var, y.shape[0]))[:2]
 
 
 def _reference(y: Tensor, h: Tensor, noise_var: Tensor, mode: int) -> tuple[Tensor, Tensor, Tensor]:
-    each = noise_var.unsqueeze(-1).expand(-1, y.shape[0] // noise_var.shape[0]).reshape(-1)
-    out = reference.lmmse_equalise(y, h, each)
-    _regularised.raise_flagged(_NAME, out[2], mode)
+    out = reference.lmmse_equalise(y, h, _regularised.per_channel(noise_var, y.shape[0]))
+    _regularised.raise_flagged(out[2], mode)
     return out
 
 
@@ -89,6 +88,7 @@ def lmmse_equalise(
         noise_var: E|n|^2 per entry, a number or a tensor aligned from the left with the leading dimensions; 0 is zero
             forcing.
         on_singular: "raise" (default on the CPU) or "flag" (default on CUDA): s_hat = 0 and noise_eff = inf there.
+            A column of zeros always gives that for its own symbol.
 
     Returns:
         (s_hat [...,Nt], noise_eff [...,Nt] real). Both are differentiable.
@@ -107,10 +107,10 @@ def lmmse_equalise(
         raise ValueError(f"{_NAME}: on_singular is 'raise' or 'flag'; dropping symbols has no unbiased estimate")
     lead = _checks.lead_shape(_NAME, _NEED, "y h", (y, 1), (h, 2))
     mode = _regularised.mode_of(_NAME, on_singular, h.device)
-    each = _regularised.flat_alpha(_NAME, "noise_var", noise_var, lead, h)
+    each = _regularised.flat_alpha(_NAME, "noise_var", noise_var, lead, lead, h)
     flat_y = y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1])
-    with _regularised.located(_NAME, lead):
+    with _regularised.located(_NAME, lead, lead):
         s_hat, noise_eff, info = _op(flat_y, _checks.flatten_lead(h, lead, 2), each, mode)
         if mode == _regularised.RAISE and not h.is_cpu:
-            _regularised.raise_flagged(_NAME, info, mode)
+            _regularised.raise_flagged(info, mode)
     return s_hat.reshape(*lead, -1), noise_eff.reshape(*lead, -1)

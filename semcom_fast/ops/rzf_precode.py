@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._native import require_core
 from ..reference.levels import Level
 from ..reference.rzf_precode import rzf_rows, scale_power
 from . import _checks, _regularised
@@ -37,7 +36,7 @@ def _native(backend, h, s, alpha, rows, m_form, mode, refuse, scale, items, want
     sizes = _regularised.sizes(h, n, x.numel() // (n * h.shape[2]), alpha, items)
     flags = _regularised.flags(h, rows, m_form, mode == _regularised.PINV, refuse)
     pointers = [0 if t is None else t.data_ptr() for t in (h, s, alpha, x, norm, info)]
-    _regularised.launch(_NAME, backend, h.device, mode, flags, sizes, scale, *pointers)
+    _regularised.launch(_NAME, backend, h.device, mode, (flags, sizes, scale), *pointers)
     return x, norm, info
 
 
@@ -47,7 +46,7 @@ def _solve(h, s, alpha, rows, m_form, mode, refuse):
     rhs = torch.eye(k, dtype=h.dtype, device=h.device).expand(h.shape[0], k, k) if s is None else s
     rhs = rhs.transpose(1, 2) if rows else rhs
     n = rhs.shape[0]
-    reg = alpha.unsqueeze(-1).expand(-1, n // alpha.shape[0]).reshape(n)
+    reg = _regularised.per_channel(alpha, n)
     drop = mode == _regularised.PINV
     x, info = rzf_rows(h.expand(n, -1, -1), rhs, reg, m_form=m_form, drop=drop, refuse_zero=refuse)
     return (x.transpose(1, 2) if rows else x).contiguous(), info
@@ -61,8 +60,7 @@ def _power(x: Tensor, scale: float, items: int) -> tuple[Tensor, Tensor]:
 
 def _reference(h, s, alpha, rows, m_form, mode, refuse, scale, items, want_info):
     x, info = _solve(h, s, alpha, rows, m_form, mode, refuse)
-    if mode != _regularised.PINV:
-        _regularised.raise_flagged(_NAME, info, mode)
+    _regularised.raise_flagged(info, mode)
     norm = x.new_empty(0, dtype=torch.float64)
     if scale:
         x, norm = _power(x, scale, items)
@@ -90,15 +88,13 @@ def _vjp_native(backend, h, s, alpha, x, norm, g, rows, m_form, mode, refuse, sc
     sizes = _regularised.sizes(h, n, x.numel() // (n * h.shape[2]), alpha, items)
     flags = _regularised.flags(h, rows, m_form, mode == _regularised.PINV, refuse)
     pointers = [0 if t is None or not t.numel() else t.data_ptr() for t in (h, s, alpha, x, norm, g, dh, ds, da)]
-    name = f"{backend}_rzf_precode_vjp"
-    stream = _regularised.stream_of(h.device) if backend == "cuda" else ()
-    getattr(require_core(), name)(flags, sizes, scale, *pointers, *stream)
+    _regularised.launch("rzf_precode_vjp", backend, h.device, _regularised.FLAG, (flags, sizes, scale), *pointers)
     return dh, ds, da
 
 
 def _vjp_reference(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, scale, items, need_h, need_s):
     n = x.shape[0]
-    reg = alpha.unsqueeze(-1).expand(-1, n // alpha.shape[0]).reshape(n).double()
+    reg = _regularised.per_channel(alpha, n).double()
     each = h.expand(n, -1, -1)
 
     def out(h_, s_, reg_):
@@ -150,7 +146,9 @@ def _backward(needs, args, outs, grads):
     grad_h = None
     if needs[0]:
         grad_h = dh.sum(0, keepdim=True) if h.shape[0] == 1 and dh.shape[0] != 1 else dh
-    grad_alpha = da.reshape(alpha.shape[0], -1).sum(1).to(alpha.dtype) if needs[2] else None
+    grad_alpha = None
+    if needs[2]:
+        grad_alpha = da.unflatten(0, (alpha.shape[0], -1)).sum(1).to(alpha.dtype) if da.numel() else alpha.new_zeros(alpha.shape)
     return grad_h, ds if needs[1] else None, grad_alpha, *nothing
 
 
@@ -203,7 +201,8 @@ def rzf_precode(
         power_dims: how many of the last leading dimensions share one scale (default: all but the first).
         on_singular: a channel without inverse (only possible at alpha = 0, or with NaN or Inf in h) is an error with
             "raise" (default on the CPU), x = 0 with "flag" (default on CUDA: no synchronisation), and with "pinv" the
-            users without a pivot are dropped and the others served exactly.
+            users without a pivot are dropped and the others served exactly (for M < K: least squares over all users,
+            with the antennas that have a pivot).
         return_info: also return `info` int32 [...]: 0; the 1-based failing pivot (M + 1: zero forcing to more users
             than antennas); -1 where x would not be finite.
         form: "K" or "M" forces a form; "M" with alpha = 0 and M < K is least squares.
@@ -226,9 +225,9 @@ def rzf_precode(
 def finish(call: "_regularised.Call", return_info: bool) -> Any:
     """Run the prepared call and give results the caller's leading dimensions."""
     synchronise = call.mode == _regularised.RAISE and not call.h.is_cpu
-    with _regularised.located(_NAME, call.info_lead):
+    with _regularised.located(call.op, call.info_lead, call.lead):
         x, _, info = _op(*call.operands, return_info or synchronise)
         if synchronise:
-            _regularised.raise_flagged(_NAME, info, call.mode)
+            _regularised.raise_flagged(info, call.mode)
     x = x.reshape(call.out_shape)
     return (x, _regularised.spread(info, call)) if return_info else x

@@ -21,7 +21,7 @@ def lmmse_equalise(y: Tensor, h: Tensor, noise_var: Level) -> tuple[Tensor, Tens
     a, kept, info = system(wide.mH if inner else wide, reg, h.dtype)
     g = torch.linalg.solve(a, wide.mH) if inner else torch.linalg.solve(a, wide).mH
     mu = (g @ wide).diagonal(dim1=-2, dim2=-1).real
-    dead = (info != 0).unsqueeze(-1)
+    dead = (info != 0).unsqueeze(-1) | (mu <= 0)  # singular, or a column of zeros
     s_hat = torch.where(dead, 0, (g @ rhs).squeeze(-1) / torch.where(dead, 1, mu))
     noise_eff = torch.where(dead, torch.inf, 1 / torch.where(dead, 1, mu) - 1)
     return (
