@@ -95,8 +95,8 @@ sf::rzf_args rzf(const rzf_flags& flags, const sizes7& n, double scale, uintptr_
   return a;
 }
 
-// sizes = (rows, rows that share delays, P, F); strides of a path in gains and delays, of a frequency in h; `at` holds the
-// offsets of every row's gains, every group's delays and every row's result
+// sizes = (rows, rows that share delays, P, F); strides of a path in gains and delays, of a frequency in h; `at` holds
+// the offsets of every row's gains, every group's delays and every row's result
 using sizes4 = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 using sizes3 = std::tuple<int64_t, int64_t, int64_t>;
 
@@ -207,22 +207,22 @@ void bind_cpu(py::module_& m) {
     a.out_x = out(x), a.norm = static_cast<double*>(out(norm)), a.info = static_cast<int32_t*>(out(info));
     return run_flagged(sf::kernels().rzf_precode, a);
   });
-  m.def("cpu_rzf_precode_vjp", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s,
-                                  uintptr_t alpha, uintptr_t x, uintptr_t norm, uintptr_t g, uintptr_t dh,
-                                  uintptr_t ds, uintptr_t da) {
-    sf::rzf_args a = rzf(flags, n, scale, h, s, alpha);
-    a.x = in(x), a.norm = static_cast<double*>(out(norm)), a.g = in(g);
-    a.dh = out(dh), a.ds = out(ds), a.da = static_cast<double*>(out(da));
-    return run_flagged(sf::kernels().rzf_precode_vjp, a);
-  });
-  m.def("cpu_cir_to_ofdm", [](bool d, const sizes4& n, uintptr_t gains, uintptr_t delays, uintptr_t frequencies,
-                              const sizes3& strides, const std::tuple<uintptr_t, uintptr_t, uintptr_t>& at,
-                              uintptr_t h) {
-    sf::cir_args a = cir(d, n, gains, delays, frequencies, strides, at, h);
-    return run(sf::kernels().cir_to_ofdm, a);
-  });
-  m.def("cpu_lmmse_equalise", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t y, uintptr_t noise_var,
-                                 uintptr_t s_hat, uintptr_t noise_eff, uintptr_t info) {
+  m.def("cpu_rzf_precode_vjp",
+        [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s, uintptr_t alpha,
+           uintptr_t x, uintptr_t norm, uintptr_t g, uintptr_t dh, uintptr_t ds, uintptr_t da) {
+          sf::rzf_args a = rzf(flags, n, scale, h, s, alpha);
+          a.x = in(x), a.norm = static_cast<double*>(out(norm)), a.g = in(g);
+          a.dh = out(dh), a.ds = out(ds), a.da = static_cast<double*>(out(da));
+          return run_flagged(sf::kernels().rzf_precode_vjp, a);
+        });
+  m.def("cpu_cir_to_ofdm",
+        [](bool d, const sizes4& n, uintptr_t gains, uintptr_t delays, uintptr_t frequencies, const sizes3& strides,
+           const std::tuple<uintptr_t, uintptr_t, uintptr_t>& at, uintptr_t h) {
+          sf::cir_args a = cir(d, n, gains, delays, frequencies, strides, at, h);
+          return run(sf::kernels().cir_to_ofdm, a);
+        });
+  m.def("cpu_lmmse_equalise", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t y,
+                                 uintptr_t noise_var, uintptr_t s_hat, uintptr_t noise_eff, uintptr_t info) {
     sf::rzf_args a = rzf(flags, n, scale, h, y, noise_var);
     a.out_x = out(s_hat), a.out_noise = out(noise_eff), a.info = static_cast<int32_t*>(out(info));
     return run_flagged(sf::kernels().lmmse_equalise, a);

@@ -94,11 +94,11 @@ struct rzf_args {
   const void *h, *s, *alpha, *x, *g;
   void *out_x, *out_noise;
   double* norm;   // [items] of the unscaled x: forward writes, backward reads
-  int32_t* info;  // [n] or null: 0, 1-based failing pivot, or -1 for a result that is not finite
+  int32_t* info;  // [n] ([n,T] with `rows`) or null: 0, 1-based failing pivot, or -1 for a result that is not finite
   void *dh, *ds;
   double* da;  // [n]
   pool_fn pool;
-  int64_t bad, spoilt, count;  // out: lowest singular channel, lowest non-finite result (-1 = none), flagged channels
+  int64_t bad, spoilt, count;  // out: lowest singular entry, lowest non-finite one (-1 = none), flagged entries
 };
 
 // h(f) = sum_p gains_p exp(-j 2 pi f tau_p): rows of P paths and F frequencies; `group` consecutive rows share delays.

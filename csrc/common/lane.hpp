@@ -32,6 +32,8 @@ SF_HD double square_root(double a) { return __builtin_sqrt(a); }
 SF_HD float select(bool mask, float a, float b) { return mask ? a : b; }
 SF_HD double select(bool mask, double a, double b) { return mask ? a : b; }
 SF_HD bool any_lane(bool mask) { return mask; }
+SF_HD constexpr float largest(float) { return 3.4028234e38f; }
+SF_HD constexpr double largest(double) { return 1.7976931348623157e308; }
 #if defined(__CUDA_ARCH__)  // 2 ulp and 1 ulp; the IEEE root and division would take a third of a 4 x 4 factorisation
 SF_HD float inverse_root(float a) { return rsqrtf(a); }
 SF_HD double inverse_root(double a) { return rsqrt(a); }
@@ -85,19 +87,19 @@ struct lane_mask {
   }
 };
 #if defined(__AVX512F__)  // mask registers; GCC would take vector masks apart lane by lane
-#define SF_MASK(T, W, bits, p, cast)                                                                          \
-  template <>                                                                                                 \
-  struct lane_mask<T, W> {                                                                                    \
-    using V = vec_of<T, W>::V;                                                                                \
-    bits m;                                                                                                   \
+#define SF_MASK(T, W, bits, p, cast)                                                                           \
+  template <>                                                                                                  \
+  struct lane_mask<T, W> {                                                                                     \
+    using V = vec_of<T, W>::V;                                                                                 \
+    bits m;                                                                                                    \
     SF_HD static lane_mask greater(V a, V b) { return {_mm512_cmp_##p##_mask((cast)a, (cast)b, _CMP_GT_OQ)}; } \
     SF_HD static lane_mask equal(V a, V b) { return {_mm512_cmp_##p##_mask((cast)a, (cast)b, _CMP_EQ_OQ)}; }   \
     friend SF_HD lane_mask operator&(lane_mask a, lane_mask b) { return {bits(a.m & b.m)}; }                   \
     friend SF_HD lane_mask operator|(lane_mask a, lane_mask b) { return {bits(a.m | b.m)}; }                   \
     friend SF_HD lane_mask operator~(lane_mask a) { return {bits(~a.m)}; }                                     \
-    SF_HD bool operator[](int i) const { return (m >> i) & 1; }                                               \
+    SF_HD bool operator[](int i) const { return (m >> i) & 1; }                                                \
     SF_HD V blend(V yes, V no) const { return (V)_mm512_mask_blend_##p(m, (cast)no, (cast)yes); }              \
-    SF_HD bool any() const { return m != 0; }                                                                 \
+    SF_HD bool any() const { return m != 0; }                                                                  \
   };
 SF_MASK(float, 16, __mmask16, ps, __m512)
 SF_MASK(double, 8, __mmask8, pd, __m512d)
@@ -198,6 +200,10 @@ SF_HD pack<T, W> select(lane_mask<T, W> mask, pack<T, W> a, pack<T, W> b) {
   return pack<T, W>(mask.blend(a.v, b.v));
 }
 template <class T, int W>
+SF_HD constexpr T largest(pack<T, W>) {
+  return largest(T(0));
+}
+template <class T, int W>
 SF_HD bool any_lane(lane_mask<T, W> mask) {
   return mask.any();
 }
@@ -208,8 +214,12 @@ SF_HD pack<T, W> square_root(pack<T, W> a) {
   return pack<T, W>(r);
 }
 #if defined(__AVX512F__)
-SF_HD pack<float, 16> square_root(pack<float, 16> a) { return {(pack<float, 16>::V)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.v)}; }
-SF_HD pack<double, 8> square_root(pack<double, 8> a) { return {(pack<double, 8>::V)_mm512_maskz_sqrt_pd(0xff, (__m512d)a.v)}; }
+SF_HD pack<float, 16> square_root(pack<float, 16> a) {
+  return {(pack<float, 16>::V)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.v)};
+}
+SF_HD pack<double, 8> square_root(pack<double, 8> a) {
+  return {(pack<double, 8>::V)_mm512_maskz_sqrt_pd(0xff, (__m512d)a.v)};
+}
 #elif defined(__AVX2__)
 SF_HD pack<float, 8> square_root(pack<float, 8> a) { return {(pack<float, 8>::V)_mm256_sqrt_ps((__m256)a.v)}; }
 SF_HD pack<double, 4> square_root(pack<double, 4> a) { return {(pack<double, 4>::V)_mm256_sqrt_pd((__m256d)a.v)}; }

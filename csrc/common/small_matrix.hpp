@@ -2,8 +2,8 @@
 // products around them. A lane type Q is a SIMD pack (W matrices side by side) or one float or double (a CUDA thread).
 //
 // A = V V^H + reg I with V [n x len] ("narrow" n rows, "wide" len columns) behind an accessor v(i, m). RZF's K-form has
-// V = H; its M-form, and LMMSE equalisation, have V = H^H. Throughout A = L L^H: l holds the strictly lower triangle row
-// by row, inv the reciprocals of the diagonal. A failing pivot gets inv = 0: its row drops out of every solve.
+// V = H; its M-form, and LMMSE equalisation, have V = H^H. Throughout A = L L^H: l holds the strictly lower triangle
+// row by row, inv the reciprocals of the diagonal. A failing pivot gets inv = 0: its row drops out of every solve.
 #pragma once
 #include "lane.hpp"
 
@@ -43,14 +43,18 @@ SF_HD void add(cx<Q>& acc, cx<Q> a, cx<Q> b) {
   acc.re = acc.re + a.re * b.re;
   acc.im = How == times::conj_b ? acc.im + a.im * b.re : acc.im + a.re * b.im;
   acc.re = How == times::plain ? acc.re - a.im * b.im : acc.re + a.im * b.im;
-  acc.im = How == times::plain ? acc.im + a.im * b.re : How == times::conj_a ? acc.im - a.im * b.re : acc.im - a.re * b.im;
+  acc.im = How == times::plain    ? acc.im + a.im * b.re
+           : How == times::conj_a ? acc.im - a.im * b.re
+                                  : acc.im - a.re * b.im;
 }
 template <times How = times::plain, class Q>
 SF_HD void sub(cx<Q>& acc, cx<Q> a, cx<Q> b) {
   acc.re = acc.re - a.re * b.re;
   acc.im = How == times::conj_b ? acc.im - a.im * b.re : acc.im - a.re * b.im;
   acc.re = How == times::plain ? acc.re + a.im * b.im : acc.re - a.im * b.im;
-  acc.im = How == times::plain ? acc.im - a.im * b.re : How == times::conj_a ? acc.im + a.im * b.re : acc.im + a.re * b.im;
+  acc.im = How == times::plain    ? acc.im - a.im * b.re
+           : How == times::conj_a ? acc.im + a.im * b.re
+                                  : acc.im + a.re * b.im;
 }
 
 SF_HD constexpr int lower(int i, int j) { return i * (i - 1) / 2 + j; }  // of the strictly lower triangle
@@ -59,7 +63,7 @@ SF_HD constexpr int lower(int i, int j) { return i * (i - 1) / 2 + j; }  // of t
 template <int N, class F>
 SF_HD void loop(int begin, int end, const F& f) {
   if constexpr (N > 0 && N <= 4) {
-    SF_UNROLL
+  SF_UNROLL
     for (int i = begin; i < end; ++i) f(i);
   } else {
     for (int i = begin; i < end; ++i) f(i);
@@ -120,7 +124,7 @@ SF_HD void gram_tile(const V& v, int len, int i0, int j0, const cx<Q>* l, cx<Q> 
 // Column j of the factor has pivot p: its reciprocal root, or 0 where it fails; info keeps the first failing column.
 template <class Q>
 SF_HD Q root(Q p, Q bound, int j, Q& info) {
-  const auto good = (p > bound) & (Q(3e38f) > p);
+  const auto good = (p > bound) & (Q(largest(p)) > p);
   info = select(good | (info > Q(0)), info, Q(j + 1));
   return select(good, inverse_root(p), Q(0));
 }

@@ -1,5 +1,5 @@
-// h(f) = sum_p gains_p exp(-j 2 pi f tau_p). Rows that share delays share a table of phases, one block of frequencies at
-// a time; frequencies are the SIMD direction, so nothing larger than that table exists beside the result.
+// h(f) = sum_p gains_p exp(-j 2 pi f tau_p). Rows that share delays share a table of phases, one block of frequencies
+// at a time; frequencies are the SIMD direction, so nothing larger than that table exists beside the result.
 #include <stdlib.h>
 
 #include "../common/kernels.hpp"
@@ -57,7 +57,7 @@ struct path_sum {
     for (int b = 0; b < B; ++b) h[b] = {P(T(0)), P(T(0))};
     for (int64_t p = 0; p < a.p; ++p) {
       const cx<P> gain = {P(g[2 * p * a.gain_p]), P(g[2 * p * a.gain_p + 1])};
-      SF_UNROLL
+    SF_UNROLL
       for (int b = 0; b < B; ++b) add(h[b], gain, table[p * B + b]);
     }
     T* out = static_cast<T*>(a.out) + 2 * (a.out_at[r] + f0 * a.out_f);

@@ -14,7 +14,7 @@ struct equalise_job {
     const auto received = [&](int i) { return cx<Q>{v.lanes.get(w.s[i].re), v.lanes.get(w.s[i].im)}; };
     const Q none(0.0f), never(__builtin_inff());
     const auto put = [&](int i, cx<Q> biased, Q gain, Q rest) {  // diag(G H) and 1 - diag(G H)
-      const auto heard = gain > none;  // a silent column: nothing is known of its symbol
+      const auto heard = gain > none;                            // a silent column: nothing is known of its symbol
       v.lanes.put(w.x[i].re, select(heard, biased.re / gain, none), mask);
       v.lanes.put(w.x[i].im, select(heard, biased.im / gain, none), mask);
       v.lanes.put(w.noise[i], select(heard, rest / gain, never), mask);
@@ -68,8 +68,8 @@ struct equaliser {
   void pack_at(R& w, int64_t i, int count) const {
     w.load(i, count);
     w.template solve_lanes<N>(equalise_job());
-    w.settle(w.x, int(a.m));
-    const auto live = w.info == P(T(0));
+    w.settle(w.x);
+    const auto live = (w.info == P(T(0))) & (w.spoilt[0] == P(T(0)));
     for (int64_t j = 0; j < a.m; ++j) w.noise[j] = select(live, w.noise[j], P(T(__builtin_inf())));
     w.note(a, i, count);
     transposer<T, R::W>(static_cast<T*>(a.out_x) + i * 2 * a.m, 2 * a.m, count).store(0, 2 * a.m, &w.x->re);

@@ -120,22 +120,31 @@ struct regularised {
   cx<P>*h, *s, *x, *g, *dh, *ds, *work;
   P reg;
   int64_t same_from = 0, same_until = 0;  // channels that share `reg`
-  double* da;  // [W] of the pack at hand, summed over right-hand sides in double
+  double* da;                             // [W] of the pack at hand, summed over right-hand sides in double
   D energy[2];
-  P info;
-  P* noise;  // lmmse_equalise: effective noise variance [n of symbols]
+  P info, *spoilt;  // of the channel; 1 for a right-hand side [t] (or all of them) whose result is not finite
+  P* noise;         // lmmse_equalise: effective noise variance [n of symbols]
   void* memory;
 
   explicit regularised(const rzf_args& args)
-      : a(args), k(int(args.k)), m(int(args.m)), t(int(args.t)), n(args.m_form ? m : k), len(args.m_form ? k : m),
-        s_i(args.rows ? 1 : t), s_t(args.rows ? k : 1), x_i(args.rows ? 1 : t), x_t(args.rows ? m : 1) {
+      : a(args),
+        k(int(args.k)),
+        m(int(args.m)),
+        t(int(args.t)),
+        n(args.m_form ? m : k),
+        len(args.m_form ? k : m),
+        s_i(args.rows ? 1 : t),
+        s_t(args.rows ? k : 1),
+        x_i(args.rows ? 1 : t),
+        x_t(args.rows ? m : 1) {
     const int64_t km = int64_t(k) * m, kt = int64_t(k) * t, mt = int64_t(m) * t, nn = int64_t(n) * n;
-    const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * nn + 6 * n + m + 8;
+    const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * nn + 6 * n + m + t + 8;
     if (posix_memalign(&memory, 64, size_t(entries) * sizeof(cx<P>))) abort();
     cx<P>* p = static_cast<cx<P>*>(memory);
     auto take = [&](int64_t count) { return (p += count) - count; };
     h = take(km), s = take(kt), x = take(mt), g = take(mt), dh = take(km), ds = take(kt);
-    noise = reinterpret_cast<P*>(take(m)), da = reinterpret_cast<double*>(take(2)), work = p;
+    noise = reinterpret_cast<P*>(take(m)), spoilt = reinterpret_cast<P*>(take(t)),
+    da = reinterpret_cast<double*>(take(2)), work = p;
     if (!a.s)
       for (int i = 0; i < k * t; ++i) s[i] = {P(T(i / t == i % t ? 1 : 0)), P(T(0))};  // unit symbols, K = T
     energy[0] = energy[1] = D(0.0);
@@ -230,27 +239,46 @@ struct regularised {
     return reinterpret_cast<cx<Q>*>(dh);
   }
 
-  // A channel without inverse or with a non-finite result gives zeros; info says which.
-  void settle(cx<P>* out, int count) {
+  // NaN or Inf among the entries of right-hand side j (its own sample with `rows`, else all streams share their fate).
+  lane_mask<T, W> finite(const cx<P>* tile, int j, int entry, int column, int entries) const {
+    P sum(T(0));
+    for (int c = a.rows ? j : 0; c < (a.rows ? j + 1 : t); ++c)
+      for (int i = 0; i < entries; ++i) {
+        const cx<P>& z = tile[i * entry + c * column];
+        sum = sum + (z.re - z.re) + (z.im - z.im);
+      }
+    return sum == P(T(0));
+  }
+
+  // A channel without inverse, or a result that is not finite, gives zeros; info and `spoilt` say which.
+  void settle(cx<P>* out) {
     if (a.refuse_zero) info = select((info == P(T(0))) & (reg == P(T(0))), P(T(m + 1)), info);
-    P spoilt(T(0));
-    for (int i = 0; i < count; ++i) spoilt = spoilt + (out[i].re - out[i].re) + (out[i].im - out[i].im);
-    const mask_p finite = spoilt == P(T(0));
-    const mask_p keep = a.pinv ? finite : finite & (info == P(T(0)));
-    info = select(finite, info, select(info == P(T(0)), P(T(-1)), info));
-    if (any_lane(~keep))
-      for (int i = 0; i < count; ++i) out[i] = select(keep, out[i], cx<P>{P(T(0)), P(T(0))});
+    const mask_p served = a.pinv ? P(T(0)) == P(T(0)) : info == P(T(0));
+    mask_p fine = finite(out, 0, x_i, x_t, m);
+    for (int j = 0; j < t; ++j) {
+      if (j && a.rows) fine = finite(out, j, x_i, x_t, m);
+      spoilt[j] = select(fine, P(T(0)), P(T(1)));
+      const mask_p keep = fine & served;
+      if (any_lane(~keep))
+        for (int i = 0; i < m; ++i)
+          out[i * x_i + j * x_t] = select(keep, out[i * x_i + j * x_t], cx<P>{P(T(0)), P(T(0))});
+    }
   }
 
   void note(rzf_args& shared, int64_t first, int count) {
-    if (!a.info && !any_lane(~(info == P(T(0))))) return;
-    for (int i = 0; i < count; ++i) {
-      const int32_t code = int32_t(info.v[i]);
-      if (a.info) a.info[first + i] = code;
-      if (code == 0) continue;
-      note_lowest(code < 0 ? shared.spoilt : shared.bad, first + i);
-      __atomic_fetch_add(&shared.count, 1, __ATOMIC_RELAXED);
-    }
+    const int samples = a.rows ? t : 1;
+    P any = info;
+    for (int j = 0; j < samples; ++j) any = any + spoilt[j];
+    if (!a.info && !any_lane(any > P(T(0)))) return;
+    for (int i = 0; i < count; ++i)
+      for (int j = 0; j < samples; ++j) {
+        const int32_t code = info.v[i] > 0 ? int32_t(info.v[i]) : spoilt[j].v[i] > 0 ? -1 : 0;
+        const int64_t at = (first + i) * samples + j;
+        if (a.info) a.info[at] = code;
+        if (code == 0) continue;
+        note_lowest(code < 0 ? shared.spoilt : shared.bad, at);
+        __atomic_fetch_add(&shared.count, 1, __ATOMIC_RELAXED);
+      }
   }
 
   void add_energy(const cx<P>* z, int entries, int count) {
@@ -274,13 +302,20 @@ struct regularised {
 template <class F>
 inline void with_size(int64_t n, const F& f) {
   switch (n) {
-    case 1: return f.template operator()<1>();
-    case 2: return f.template operator()<2>();
-    case 3: return f.template operator()<3>();
-    case 4: return f.template operator()<4>();
-    case 8: return f.template operator()<8>();
-    case 16: return f.template operator()<16>();
-    default: return f.template operator()<0>();
+    case 1:
+      return f.template operator()<1>();
+    case 2:
+      return f.template operator()<2>();
+    case 3:
+      return f.template operator()<3>();
+    case 4:
+      return f.template operator()<4>();
+    case 8:
+      return f.template operator()<8>();
+    case 16:
+      return f.template operator()<16>();
+    default:
+      return f.template operator()<0>();
   }
 }
 

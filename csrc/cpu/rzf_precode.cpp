@@ -9,8 +9,8 @@ struct precode_job {
   template <int N, class Worker, class V, class Q, class M>
   SF_HD void run(Worker& w, const V& v, const cx<Q>* l, const Q* inv, const Q* from, cx<Q>* u, cx<Q>*, M mask) const {
     for (int t = 0; t < w.t; ++t) {
-      const auto *s = w.s + t * w.s_t;
-      auto *x = w.x + t * w.x_t;
+      const auto* s = w.s + t * w.s_t;
+      auto* x = w.x + t * w.x_t;
       const auto symbol = [&](int i) {
         const auto& c = s[i * w.s_i];
         return cx<Q>{v.lanes.get(c.re), v.lanes.get(c.im)};
@@ -36,7 +36,7 @@ struct precode_job {
     for (; m + 4 <= w.len; m += 4) {
       cx<Q> x[4];
       wide_product<4, N>(v, w.n, m, u, x);
-      SF_UNROLL
+    SF_UNROLL
       for (int j = 0; j < 4; ++j) put(m + j, x[j]);
     }
     for (; m < w.len; ++m) {
@@ -109,7 +109,7 @@ struct precoder {
       const int count = end - i < R::W ? int(end - i) : R::W;
       w.load(i, count);
       w.template solve_lanes<N>(precode_job());
-      w.settle(w.x, int(a.m * a.t));
+      w.settle(w.x);
       w.note(a, i, count);
       if (a.scale > 0) w.add_energy(w.x, int(a.m * a.t), count);
       transposer<T, R::W>(static_cast<T*>(a.out_x) + i * mt, mt, count).store(0, mt, &w.x->re);
@@ -185,6 +185,7 @@ struct precoder_vjp {
         transposer<T, R::W>(static_cast<const T*>(a.x) + i * mt, mt, count).load(0, mt, &w.x->re);
         for (int64_t j = 0; j < a.m * a.t; ++j) w.g[j] = (w.g[j] - w.x[j] * P(along)) * P(c);
       }
+      silence(w);
       for (int j = 0; j < R::W; ++j) w.da[j] = 0;
       w.template solve_lanes<N>(vjp_job());
       finish(w);
@@ -194,15 +195,25 @@ struct precoder_vjp {
     }
   }
 
+  // A right-hand side whose result was set to zero takes no part: zero symbols and a zero cotangent.
+  void silence(R& w) const {
+    const cx<P> zero = {P(T(0)), P(T(0))};
+    auto fine = w.finite(w.s, 0, w.s_i, w.s_t, w.k);
+    for (int t = 0; t < w.t; ++t) {
+      if (t && a.rows) fine = w.finite(w.s, t, w.s_i, w.s_t, w.k);
+      if (!any_lane(~fine)) continue;
+      for (int i = 0; i < w.k; ++i) w.s[i * w.s_i + t * w.s_t] = select(fine, w.s[i * w.s_i + t * w.s_t], zero);
+      for (int i = 0; i < w.m; ++i) w.g[i * w.x_i + t * w.x_t] = select(fine, w.g[i * w.x_i + t * w.x_t], zero);
+    }
+  }
+
   // Channels whose result was set to zero have zero gradients; the M-form's dH was accumulated as its conjugate.
   void finish(R& w) const {
     if (a.refuse_zero) w.info = select(w.reg == P(T(0)), P(T(1)), w.info);
-    P spoilt(T(0));
-    for (int64_t j = 0; j < a.k * a.t; ++j) spoilt = spoilt + (w.s[j].re - w.s[j].re) + (w.s[j].im - w.s[j].im);
-    const auto finite = spoilt == P(T(0)), live = a.pinv ? finite : finite & (w.info == P(T(0)));
+    const auto live = w.info == P(T(0));
     if (a.m_form && a.dh)
       for (int64_t j = 0; j < a.k * a.m; ++j) w.dh[j].im = P(T(0)) - w.dh[j].im;
-    if (!any_lane(~live)) return;
+    if (a.pinv || !any_lane(~live)) return;
     const cx<P> zero = {P(T(0)), P(T(0))};
     for (int64_t j = 0; j < a.k * a.t; ++j) w.ds[j] = select(live, w.ds[j], zero);
     for (int64_t j = 0; j < a.k * a.m; ++j) w.dh[j] = select(live, w.dh[j], zero);

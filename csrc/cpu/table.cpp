@@ -22,9 +22,7 @@ void cir_to_ofdm(cir_args&);
 
 extern const kernel_table SF_TABLE_NAME(SF_ISA);
 const kernel_table SF_TABLE_NAME(SF_ISA) = {
-    blockdiag_apply, blockdiag_adjoint, likelihood_score, philox_normal,
-    pvd_update,      pvd_calibrate,     power_normalise,  power_normalise_vjp,
-    rzf_precode,     rzf_precode_vjp,   lmmse_equalise,
-    cir_to_ofdm,
+    blockdiag_apply, blockdiag_adjoint,   likelihood_score, philox_normal,   pvd_update,     pvd_calibrate,
+    power_normalise, power_normalise_vjp, rzf_precode,      rzf_precode_vjp, lmmse_equalise, cir_to_ofdm,
 };
 }  // namespace sf

@@ -1,6 +1,6 @@
 // Between W small matrices stored one after the other and W lanes side by side: runs of reals, one per lane, become
-// packs (real r of every lane in pack r) and back. Squares of R x R reals are transposed in registers. R stops at 8: the
-// joins of shorter runs are loads with an insert, which do not compete for the one shuffle port.
+// packs (real r of every lane in pack r) and back. Squares of R x R reals are transposed in registers. R stops at 8:
+// the joins of shorter runs are loads with an insert, which do not compete for the one shuffle port.
 #pragma once
 #include "../common/lane.hpp"
 
@@ -33,7 +33,7 @@ struct transposer {
   template <int R, int D = R / 2>
   static SF_HD void squares(V* v) {
     if constexpr (D > 0) {
-      SF_UNROLL
+    SF_UNROLL
       for (int i = 0; i < R; ++i)
         if (!(i & D)) exchange<D>(v[i], v[i + D], make_list<W>());
       squares<R, D / 2>(v);

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require_extra
+from .images import ImageSet, check_held_out, check_split
 
 SIDE = 8
 TRAIN_COUNT = 1500
@@ -43,3 +44,41 @@ def load_digits() -> DigitSplit:
 def as_images(flat: Tensor) -> Tensor:
     """View flat digits [...,64] as images [...,8,8]."""
     return flat.unflatten(-1, (SIDE, SIDE))
+
+
+class Digits:
+    """The digits as labelled colour images of 32x32: each pixel repeated 4x4, grey on all three channels.
+
+    The split is that of `load_digits`: 1,500 for training, 297 for test. A task to try things on: digits are far simpler
+    than photographs.
+
+    Args:
+        val: how many of the last training images are held out for the split "val".
+
+    Raises:
+        ValueError: `val` out of range.
+    """
+
+    size = 32
+
+    def __init__(self, val: int = 0):
+        self.val = check_held_out(val, TRAIN_COUNT)
+
+    def load(self, split: str, n: int | None = None) -> ImageSet:
+        """The digits of "train", "val" or "test", the first `n` when given.
+
+        Raises:
+            ValueError: no such split, or fewer than `n` in it.
+            MissingExtra: scikit-learn is not installed.
+        """
+        check_split(split, ("train", "val", "test") if self.val else ("train", "test"))
+        digits = load_digits()
+        edge = TRAIN_COUNT - self.val
+        rows = {"train": slice(0, edge), "val": slice(edge, TRAIN_COUNT), "test": slice(0, None)}[split]
+        flat, labels = (digits.test, digits.test_labels) if split == "test" else (digits.train, digits.train_labels)
+        flat, labels = flat[rows], labels[rows]
+        grey = ((as_images(flat) + 1) * (255 / 2)).round().to(torch.uint8)  # 0..16 becomes 0..255
+        repeat = self.size // SIDE
+        large = grey.repeat_interleave(repeat, -1).repeat_interleave(repeat, -2)
+        images = large.unsqueeze(1).repeat(1, 3, 1, 1)
+        return ImageSet(images, labels, tuple(map(str, range(10))), (LICENCE,)).first(n)

@@ -25,7 +25,7 @@ def check(op: str, name: str, level: Level | None, lead: tuple[int, ...], device
     if level.is_complex():
         raise TypeError(f"{op}: {name} is a level and must be real, got {level.dtype}")
     shape = tuple(level.shape)
-    if len(shape) > len(lead) or any(s not in (1, n) for s, n in zip(shape, lead, strict=False)):
+    if len(shape) > len(lead) or any(s != 1 and s != n for s, n in zip(shape, lead, strict=False)):
         raise ValueError(f"{op}: {name} {shape} must align from the left with the leading dimensions {lead}")
 
 

@@ -17,6 +17,7 @@ from . import _checks, _levels
 RAISE, FLAG, PINV = range(3)
 _MODES = {"raise": RAISE, "flag": FLAG, "pinv": PINV}
 
+
 class Call(NamedTuple):
     """Flattened operands of one call, and how its results map back."""
 
@@ -28,11 +29,10 @@ class Call(NamedTuple):
     m_form: bool
     mode: int
     refuse: bool
-    scale: float
+    power: float  # 0: x is not scaled
     items: int
     out_shape: tuple[int, ...]
     lead: torch.Size
-    info_lead: torch.Size  # leading dims of the channels that were factored
 
     @property
     def operands(self) -> tuple[Any, ...]:
@@ -55,15 +55,16 @@ def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, own: torch.Si
     real = _checks.real_dtype(like)
     if _levels.is_number(alpha):
         if not 0 <= alpha <= torch.finfo(real).max:  # type: ignore[operator]
-            raise ValueError(f"{op}: {name} must be finite in {real} and >= 0, got {alpha}")
+            raise ValueError(f"{op}: {name} must be finite and >= 0 in {real}, got {alpha}")
         return torch.full((1,), float(alpha), dtype=real, device=like.device)  # type: ignore[arg-type]
     _levels.check(op, name, alpha, tuple(lead), like.device)
-    assert isinstance(alpha, Tensor)
+    if not isinstance(alpha, Tensor):
+        raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(alpha).__name__}")
     if alpha.is_cpu and _checks.readable(alpha):
         good = (alpha >= 0) & (alpha <= torch.finfo(real).max)
         if not bool(good.all()):
             bad = tuple((~good).nonzero()[0].tolist())
-            raise ValueError(f"{op}: {name} must be finite in {real} and >= 0, entry {bad} is {float(alpha[bad])}")
+            raise ValueError(f"{op}: {name} must be finite and >= 0 in {real}, entry {bad} is {float(alpha[bad])}")
     kept = min(alpha.ndim, len(own))
     while kept and alpha.shape[kept - 1] == 1:
         kept -= 1
@@ -138,10 +139,9 @@ def prepare(
     if fold:
         h = _first(h, fold)
     streams = k if s is None else math.prod(lead[len(own) :]) if vector else s.shape[-1]
-    scale, items = 0.0, 1
+    items = 1
     if power is not None:
         _checks.positive_level(op, "power", power)
-        scale = math.sqrt(power * math.prod(lead[len(lead) - dims :]) * m * (1 if vector else streams))
         items = math.prod(lead[: len(lead) - dims])
     mode = mode_of(op, on_singular, h.device)
     return Call(
@@ -153,11 +153,10 @@ def prepare(
         (m < k) if form is None else form == "M",
         mode,
         refuses_zero(k, m, form, on_singular),
-        scale,
+        0.0 if power is None else float(power),
         items,
         (*lead, m) if vector else (*lead, m, streams),
         lead,
-        own,
     )
 
 
@@ -165,12 +164,6 @@ def _flatten_symbols(s: Tensor, lead: torch.Size, own: torch.Size, vector: bool)
     s = s.expand(*lead, *s.shape[-1 if vector else -2 :])
     n = math.prod(own)
     return s.reshape(n, math.prod(lead[len(own) :]), s.shape[-1]) if vector else s.reshape(n, *s.shape[-2:])
-
-
-def spread(info: Tensor, call: Call) -> Tensor:
-    """info of the factored channels over all leading dims."""
-    info = info.reshape(call.info_lead)
-    return info.reshape(*call.info_lead, *(1,) * (len(call.lead) - len(call.info_lead))).expand(call.lead)
 
 
 def sizes(h: Tensor, n: int, t: int, alpha: Tensor, items: int) -> tuple[int, ...]:
@@ -219,31 +212,30 @@ def raise_flagged(info: Tensor, mode: int) -> None:
 
 
 @contextlib.contextmanager
-def located(op: str, own: torch.Size, lead: torch.Size) -> Iterator[None]:
-    """Turn the flat index of a factored channel into one over the caller's leading dimensions."""
+def located(op: str, lead: torch.Size) -> Iterator[None]:
+    """Turn the flat index of a flagged entry into one over the caller's leading dimensions."""
 
     def index(flat: int) -> tuple[int, ...]:
         at = []
-        for size in reversed(own):
+        for size in reversed(lead):
             at.append(flat % size)
             flat //= size
-        return (*reversed(at), *(0,) * (len(lead) - len(own)))
+        return tuple(reversed(at))
 
     try:
         yield
     except SingularChannelError as err:
-        at, count = index(err.index[0]), err.count * math.prod(lead[len(own) :])
+        at = index(err.index[0])
         raise SingularChannelError(
-            f"{op}: {count} of {math.prod(lead)} channels are singular (or hold NaN or Inf), the first at index {at}; "
-            f"{_ADVICE.get(op, _ADVICE[''])}",
-            count,
+            f"{op}: {err.count} of {math.prod(lead)} channels are singular (or hold NaN or Inf), the first at index "
+            f"{at}; {_ADVICE.get(op, _ADVICE[''])}",
+            err.count,
             at,
         ) from None
     except _NonFinite as err:
-        at = index(err.args[0])
-        same = f" and those that share its channel along the last {len(lead) - len(own)} dims" * (len(lead) > len(own))
         raise ValueError(
-            f"{op}: the result at index {at}{same} is not finite (NaN or Inf in the right-hand side, or overflow)"
+            f"{op}: the result at index {index(err.args[0])} is not finite (NaN or Inf in the right-hand side, or "
+            "overflow)"
         ) from None
 
 

@@ -57,7 +57,7 @@ def _native(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, fr
         return h
     if not p:
         return h.zero_()
-    gains, delays, grid = gains.resolve_conj().resolve_neg(), delays.resolve_neg(), frequencies.double().contiguous()
+    gains, delays, grid = gains.resolve_conj().resolve_neg(), delays.resolve_neg(), _checks.plain(frequencies).double()
     out = h.movedim(frequency_dim, -1)
     rows = math.prod(plan.lead)
     group = math.prod(plan.lead[d] for d in plan.shared)
@@ -87,7 +87,7 @@ def _native(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, fr
 
 def _reference(gains: Tensor, delays: Tensor, frequencies: Tensor, frequency_dim: int) -> Tensor:
     h = reference.cir_to_ofdm(gains, delays, frequencies).contiguous()
-    _checks.require_finite(_NAME, "impulse response", h.reshape(-1, h.shape[-1]))
+    _checks.require_finite(_NAME, "impulse response", h.flatten(0, -2) if h.ndim > 1 else h.unsqueeze(0))
     return h.movedim(-1, frequency_dim).contiguous()
 
 
@@ -102,6 +102,8 @@ def _backward(needs, args, outs, grads):
     gains, delays, frequencies, frequency_dim = args
     plan = _plan(gains, delays)
     p, f = gains.shape[-1], frequencies.shape[0]
+    if not grads[0].numel() or not p:
+        return *(t.new_zeros(t.shape) if need else None for t, need in zip(args[:3], needs[:3], strict=True)), None
     g = plan.order(grads[0].movedim(frequency_dim, -1))
     sizes = [plan.lead[d] for d in plan.own]
     g = g.reshape(*sizes, -1, f)

@@ -54,7 +54,8 @@ def lmmse_channel(
     if y.ndim < 2 or nt < 1 or y.shape[-1] != pilots.shape[-1] or (cov is not None and cov.shape[-2:] != (nt, nt)):
         given = {"y": y, "pilots": pilots} | ({} if cov is None else {"cov": cov})
         raise _checks.shape_error(_NAME, _NEED, **given)
-    lead = torch.broadcast_shapes(y.shape[:-2], pilots.shape[:-2], () if cov is None else cov.shape[:-2])
+    pairs = [(y, 2), (pilots, 2)] + ([] if cov is None else [(cov, 2)])
+    lead = _checks.lead_shape(_NAME, _NEED, "y pilots" if cov is None else "y pilots cov", *pairs)
     root = None
     if cov is not None:
         root, failed = torch.linalg.cholesky_ex(cov)

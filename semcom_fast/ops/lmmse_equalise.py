@@ -109,8 +109,9 @@ def lmmse_equalise(
     mode = _regularised.mode_of(_NAME, on_singular, h.device)
     each = _regularised.flat_alpha(_NAME, "noise_var", noise_var, lead, lead, h)
     flat_y = y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1])
-    with _regularised.located(_NAME, lead, lead):
+    with _regularised.located(_NAME, lead):
         s_hat, noise_eff, info = _op(flat_y, _checks.flatten_lead(h, lead, 2), each, mode)
         if mode == _regularised.RAISE and not h.is_cpu:
             _regularised.raise_flagged(info, mode)
-    return s_hat.reshape(*lead, -1), noise_eff.reshape(*lead, -1)
+    nt = h.shape[-1]
+    return s_hat.reshape(*lead, nt), noise_eff.reshape(*lead, nt)

@@ -1,5 +1,6 @@
 """Regularised zero-forcing (RZF) precoding."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,19 +26,24 @@ def _out_shape(h: Tensor, s: Tensor | None, rows: bool) -> tuple[int, int, int]:
     return (s.shape[0], s.shape[1], m) if rows else (s.shape[0], m, s.shape[2])
 
 
-def _native(backend, h, s, alpha, rows, m_form, mode, refuse, scale, items, want_info):
+def _native(backend, h, s, alpha, rows, m_form, mode, refuse, power, items, want_info):
     h, alpha, s = _checks.plain(h), _checks.plain(alpha), None if s is None else _checks.plain(s)
     x = h.new_empty(_out_shape(h, s, rows))
     n = x.shape[0]
-    norm = h.new_empty(items if scale else 0, dtype=torch.float64)
-    info = h.new_empty(n if want_info else 0, dtype=torch.int32)
+    norm = h.new_empty(items if power else 0, dtype=torch.float64)
+    info = h.new_empty(n * (x.shape[1] if rows else 1) if want_info else 0, dtype=torch.int32)
     if x.numel() == 0:
         return x, norm.zero_(), info.zero_()
     sizes = _regularised.sizes(h, n, x.numel() // (n * h.shape[2]), alpha, items)
     flags = _regularised.flags(h, rows, m_form, mode == _regularised.PINV, refuse)
     pointers = [0 if t is None else t.data_ptr() for t in (h, s, alpha, x, norm, info)]
-    _regularised.launch(_NAME, backend, h.device, mode, (flags, sizes, scale), *pointers)
+    _regularised.launch(_NAME, backend, h.device, mode, (flags, sizes, _scale(x, power, items)), *pointers)
     return x, norm, info
+
+
+def _scale(x: Tensor, power: float, items: int) -> float:
+    """sqrt(power * count) of a group that shares one power scale."""
+    return math.sqrt(power * x.numel() / items)
 
 
 def _solve(h, s, alpha, rows, m_form, mode, refuse):
@@ -48,35 +54,35 @@ def _solve(h, s, alpha, rows, m_form, mode, refuse):
     n = rhs.shape[0]
     reg = _regularised.per_channel(alpha, n)
     drop = mode == _regularised.PINV
-    x, info = rzf_rows(h.expand(n, -1, -1), rhs, reg, m_form=m_form, drop=drop, refuse_zero=refuse)
-    return (x.transpose(1, 2) if rows else x).contiguous(), info
+    x, info = rzf_rows(h.expand(n, -1, -1), rhs, reg, m_form=m_form, drop=drop, refuse_zero=refuse, apart=rows)
+    return (x.transpose(1, 2) if rows else x).contiguous(), info.reshape(-1)
 
 
-def _power(x: Tensor, scale: float, items: int) -> tuple[Tensor, Tensor]:
-    grouped = x.reshape(items, -1)
+def _power(x: Tensor, power: float, items: int) -> tuple[Tensor, Tensor]:
+    grouped = x.reshape(items, x.numel() // max(items, 1))
     norm = torch.linalg.vector_norm(torch.view_as_real(grouped).double(), dim=(1, 2))
-    return scale_power(grouped, scale**2 / max(grouped.shape[1], 1), (1,)).reshape(x.shape), norm
+    return scale_power(grouped, power, (1,)).reshape(x.shape), norm
 
 
-def _reference(h, s, alpha, rows, m_form, mode, refuse, scale, items, want_info):
+def _reference(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info):
     x, info = _solve(h, s, alpha, rows, m_form, mode, refuse)
     _regularised.raise_flagged(info, mode)
     norm = x.new_empty(0, dtype=torch.float64)
-    if scale:
-        x, norm = _power(x, scale, items)
+    if power:
+        x, norm = _power(x, power, items)
     return x, norm, info if want_info else info[:0].clone()
 
 
-def _fake(h, s, alpha, rows, m_form, mode, refuse, scale, items, want_info):
+def _fake(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info):
     shape = _out_shape(h, s, rows)
     return (
         h.new_empty(shape),
-        h.new_empty(items if scale else 0, dtype=torch.float64),
-        h.new_empty(shape[0] if want_info else 0, dtype=torch.int32),
+        h.new_empty(items if power else 0, dtype=torch.float64),
+        h.new_empty(shape[0] * (shape[1] if rows else 1) if want_info else 0, dtype=torch.int32),
     )
 
 
-def _vjp_native(backend, h, s, alpha, x, norm, g, rows, m_form, mode, refuse, scale, items, need_h, need_s):
+def _vjp_native(backend, h, s, alpha, x, norm, g, rows, m_form, mode, refuse, power, items, need_h, need_s):
     h, alpha, x, norm, g = (_checks.plain(t) for t in (h, alpha, x, norm, g))
     s = None if s is None else _checks.plain(s)
     n = x.shape[0]
@@ -88,18 +94,20 @@ def _vjp_native(backend, h, s, alpha, x, norm, g, rows, m_form, mode, refuse, sc
     sizes = _regularised.sizes(h, n, x.numel() // (n * h.shape[2]), alpha, items)
     flags = _regularised.flags(h, rows, m_form, mode == _regularised.PINV, refuse)
     pointers = [0 if t is None or not t.numel() else t.data_ptr() for t in (h, s, alpha, x, norm, g, dh, ds, da)]
-    _regularised.launch("rzf_precode_vjp", backend, h.device, _regularised.FLAG, (flags, sizes, scale), *pointers)
+    _regularised.launch(
+        "rzf_precode_vjp", backend, h.device, _regularised.FLAG, (flags, sizes, _scale(x, power, items)), *pointers
+    )
     return dh, ds, da
 
 
-def _vjp_reference(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, scale, items, need_h, need_s):
+def _vjp_reference(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, power, items, need_h, need_s):
     n = x.shape[0]
     reg = _regularised.per_channel(alpha, n).double()
     each = h.expand(n, -1, -1)
 
     def out(h_, s_, reg_):
         x_, _ = _solve(h_, s_, reg_, rows, m_form, mode, refuse)
-        return _power(x_, scale, items)[0] if scale else x_
+        return _power(x_, power, items)[0] if power else x_
 
     needs = (True, s is not None, True)
     dh, ds, da = reference_vjp(out, (each, s, reg), needs, (g,))
@@ -107,7 +115,7 @@ def _vjp_reference(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, scale, i
     return dh, (ds if need_s and ds is not None else h.new_empty((0,))), da
 
 
-def _vjp_fake(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, scale, items, need_h, need_s):
+def _vjp_fake(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, power, items, need_h, need_s):
     n = x.shape[0]
     return (
         h.new_empty((n if need_h else 0, *h.shape[1:])),
@@ -124,7 +132,7 @@ def _vjp_backward(needs, args, outs, grads):
 _vjp_op = Op(
     "rzf_precode_vjp",
     "(Tensor h, Tensor? s, Tensor alpha, Tensor x, Tensor norm, Tensor g, bool rows, bool m_form, int mode, "
-    "bool refuse, float scale, int items, bool need_h, bool need_s) -> (Tensor, Tensor, Tensor)",
+    "bool refuse, float power, SymInt items, bool need_h, bool need_s) -> (Tensor, Tensor, Tensor)",
     kernels={
         "cpu": lambda *args: _vjp_native("cpu", *args),
         "cuda": lambda *args: _vjp_native("cuda", *args),
@@ -136,25 +144,27 @@ _vjp_op = Op(
 
 
 def _backward(needs, args, outs, grads):
-    h, s, alpha, rows, m_form, mode, refuse, scale, items, _ = args
+    h, s, alpha, rows, m_form, mode, refuse, power, items, _ = args
     x, norm, _ = outs
     g = grads[0]
     nothing = [None] * 7
     if g is None:
         return None, None, None, *nothing
-    dh, ds, da = _vjp_op(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, scale, items, needs[0], needs[1])
+    dh, ds, da = _vjp_op(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, power, items, needs[0], needs[1])
     grad_h = None
     if needs[0]:
         grad_h = dh.sum(0, keepdim=True) if h.shape[0] == 1 and dh.shape[0] != 1 else dh
     grad_alpha = None
     if needs[2]:
-        grad_alpha = da.unflatten(0, (alpha.shape[0], -1)).sum(1).to(alpha.dtype) if da.numel() else alpha.new_zeros(alpha.shape)
+        grad_alpha = (
+            da.unflatten(0, (alpha.shape[0], -1)).sum(1).to(alpha.dtype) if da.numel() else alpha.new_zeros(alpha.shape)
+        )
     return grad_h, ds if needs[1] else None, grad_alpha, *nothing
 
 
 _op = Op(
     _NAME,
-    "(Tensor h, Tensor? s, Tensor alpha, bool rows, bool m_form, int mode, bool refuse, float scale, int items, "
+    "(Tensor h, Tensor? s, Tensor alpha, bool rows, bool m_form, int mode, bool refuse, float power, SymInt items, "
     "bool want_info) -> (Tensor, Tensor, Tensor)",
     kernels={
         "cpu": lambda *args: _native("cpu", *args),
@@ -225,9 +235,9 @@ def rzf_precode(
 def finish(call: "_regularised.Call", return_info: bool) -> Any:
     """Run the prepared call and give results the caller's leading dimensions."""
     synchronise = call.mode == _regularised.RAISE and not call.h.is_cpu
-    with _regularised.located(call.op, call.info_lead, call.lead):
+    with _regularised.located(call.op, call.lead):
         x, _, info = _op(*call.operands, return_info or synchronise)
         if synchronise:
             _regularised.raise_flagged(info, call.mode)
     x = x.reshape(call.out_shape)
-    return (x, _regularised.spread(info, call)) if return_info else x
+    return (x, info.reshape(call.lead)) if return_info else x

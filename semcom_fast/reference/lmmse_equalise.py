@@ -16,16 +16,28 @@ def lmmse_equalise(y: Tensor, h: Tensor, noise_var: Level) -> tuple[Tensor, Tens
     nr, nt = h.shape[-2:]
     wide = h.to(torch.complex128).expand(*lead, nr, nt).reshape(-1, nr, nt)
     rhs = y.to(torch.complex128).expand(*lead, nr).reshape(-1, nr, 1)
+    real, heard = _finite(wide), _finite(rhs)
+    wide = torch.where(real.reshape(-1, 1, 1), wide, 0)  # keeps NaN out of the gradients
+    rhs = torch.where(heard.reshape(-1, 1, 1), rhs, 0)
     reg = align_left(noise_var, len(lead), h.device).expand(lead).reshape(-1)
     inner = nt <= nr  # the smaller Gram matrix
     a, kept, info = system(wide.mH if inner else wide, reg, h.dtype)
+    info = torch.where(real, info, 1).to(torch.int32)
     g = torch.linalg.solve(a, wide.mH) if inner else torch.linalg.solve(a, wide).mH
-    mu = (g @ wide).diagonal(dim1=-2, dim2=-1).real
-    dead = (info != 0).unsqueeze(-1) | (mu <= 0)  # singular, or a column of zeros
-    s_hat = torch.where(dead, 0, (g @ rhs).squeeze(-1) / torch.where(dead, 1, mu))
-    noise_eff = torch.where(dead, torch.inf, 1 / torch.where(dead, 1, mu) - 1)
+    gain = (g @ wide).diagonal(dim1=-2, dim2=-1).real
+    # 1 - gain, without the cancellation at high SNR
+    rest = reg.unsqueeze(-1) * torch.linalg.inv(a).diagonal(dim1=-2, dim2=-1).real if inner else 1 - gain
+    silent = gain <= 0  # a column of zeros: nothing is known of its symbol
+    dead = (info != 0).unsqueeze(-1) | ~heard.unsqueeze(-1) | silent
+    s_hat = torch.where(dead, 0, (g @ rhs).squeeze(-1) / torch.where(dead, 1, gain))
+    noise_eff = torch.where(dead, torch.inf, rest / torch.where(dead, 1, gain))
+    info = torch.where((info == 0) & ~heard, -1, info).to(torch.int32)
     return (
         s_hat.to(h.dtype).reshape(*lead, nt),
         noise_eff.to(h.dtype.to_real()).reshape(*lead, nt),
         info.reshape(lead),
     )
+
+
+def _finite(t: Tensor) -> Tensor:
+    return torch.isfinite(torch.view_as_real(t.resolve_conj())).flatten(1).all(1)

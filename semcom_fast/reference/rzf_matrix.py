@@ -7,9 +7,7 @@ from .levels import Level
 from .rzf_precode import rzf_precode
 
 
-def rzf_matrix(
-    h: Tensor, alpha: Level, *, on_singular: str = "flag", form: str | None = None
-) -> tuple[Tensor, Tensor]:
+def rzf_matrix(h: Tensor, alpha: Level, *, on_singular: str = "flag", form: str | None = None) -> tuple[Tensor, Tensor]:
     """V = h^H (h h^H + alpha I)^-1 [...,M,K], the precoder of unit symbols; returns (V, info)."""
     k = h.shape[-2]
     eye = torch.eye(k, dtype=h.dtype, device=h.device).expand(*h.shape[:-2], k, k)

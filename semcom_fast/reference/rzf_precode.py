@@ -9,27 +9,43 @@ from .levels import Level, align_left
 from .regularised import system
 
 
-def rzf_rows(h: Tensor, s: Tensor, alpha: Tensor, *, m_form: bool, drop: bool, refuse_zero: bool) -> tuple[Tensor, Tensor]:
+def rzf_rows(
+    h: Tensor, s: Tensor, alpha: Tensor, *, m_form: bool, drop: bool, refuse_zero: bool, apart: bool = False
+) -> tuple[Tensor, Tensor]:
     """x = h^H (h h^H + alpha I)^-1 s for h [N,K,M], s [N,K,T], alpha [N]; also info [N]. Inside: complex128.
+
+    `apart`: the columns of s are samples of their own (info [N,T]); else they are streams that share one fate.
 
     The M-form is (h^H h + alpha I)^-1 h^H s. A singular system gives x = 0, or with `drop` the solution of the rows
     that have a pivot. alpha = 0 with M < K has no K-form.
     """
     k, m = h.shape[-2:]
-    wide, rhs = h.to(torch.complex128), s.to(torch.complex128)
+    real = _finite(h).squeeze(1)
+    heard = _finite(s, apart)
+    # Zeros in place of NaN and Inf: their gradients are zero too, and the neighbours' stay clean.
+    wide = torch.where(real.reshape(-1, 1, 1), h, 0).to(torch.complex128)
+    rhs = torch.where(heard.unsqueeze(1), s, 0).to(torch.complex128)
     reg = alpha.double()
     v = wide.mH if m_form else wide
     a, kept, info = system(v, reg, h.dtype)
+    info = torch.where(real, info, 1).to(torch.int32)
     if refuse_zero:
         info = torch.where((info == 0) & (reg == 0), m + 1, info).to(torch.int32)
     u = v @ rhs if m_form else rhs
     w = torch.linalg.solve(a, torch.where(kept.unsqueeze(-1), u, 0))
     x = w if m_form else wide.mH @ w
-    good = torch.isfinite(torch.view_as_real(x)).all(-1).all(-1).all(-1)
-    dead = (info != 0) & (not drop)
+    good = _finite(x.to(h.dtype), apart) & heard
+    dead = (((info != 0) & (not drop)) | ~real).unsqueeze(1)
+    x = torch.where((dead | ~good).unsqueeze(1), 0, x)
+    info = info.unsqueeze(1)
     info = torch.where((info == 0) & ~good, -1, info).to(torch.int32)
-    x = torch.where((dead | ~good).reshape(-1, 1, 1), 0, x)
-    return x.to(h.dtype), info
+    return x.to(h.dtype), info if apart else info[:, 0]
+
+
+def _finite(t: Tensor, apart: bool = False) -> Tensor:
+    """No NaN or Inf in the item [N,1], or with `apart` in each of its columns [N,T]."""
+    good = torch.isfinite(torch.view_as_real(t.resolve_conj())).all(-1).all(1)
+    return good if apart else good.all(1, keepdim=True)
 
 
 def rzf_precode(
