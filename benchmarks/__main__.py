@@ -19,6 +19,11 @@ STEMS = [
     "philox_normal",
     "power_normalise",
     "pvd_calibrate",
+    "rzf_precode",
+    "rzf_matrix",
+    "lmmse_equalise",
+    "lmmse_channel",
+    "cir_to_ofdm",
 ]
 
 
@@ -55,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(
                     f"{r.op:18} {r.size:34} {r.cache:8} {r.ours_us:9.1f} {r.best_torch_us:10.1f} {r.ratio:6.1f} "
                     f"{r.gb_per_s:6.1f} {r.copy_share:5.2f} {r.cgemm_share:5.2f} {r.floor_share:5.2f}  "
-                    f"{r.best_torch}; {r.target}",
+                    f"{r.best_torch}; {r.target}" + (f"; {r.rival_ratio:.1f}x {r.rival}" if r.rival else ""),
                     flush=True,
                 )
     if args.csv:

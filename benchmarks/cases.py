@@ -1,5 +1,6 @@
 """One benchmark row: how to make inputs, who competes, and the least work any implementation must do."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,21 @@ class Case:
     flops: int = 0
     normals: int = 0
     target: str = ""
+    rival: tuple[str, Callable[..., Any] | None] | None = None  # another package; None when it is not installed
+
+
+_missing: set[str] = set()
+
+
+def optional_peer(module: str, extra: str) -> Any:
+    """A package to compare with, or None after saying once that it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        if extra not in _missing:
+            _missing.add(extra)
+            print(f"{extra} is not installed: its column stays empty (pip install 'semcom-fast[{extra}]')")
+        return None
 
 
 @dataclass
@@ -51,6 +67,9 @@ class Row:
     floor_share: float
     worst_error: float
     target: str = field(default="")
+    rival: str = field(default="")  # another package on the same inputs
+    rival_us: float = field(default=float("nan"))
+    rival_ratio: float = field(default=float("nan"))
 
 
 def best_peer(case: Case, sets: list) -> str:
@@ -78,6 +97,14 @@ def measure(case: Case, hot: bool, kernel: str, gemm_rate: float, ns_per_normal:
         rounds=rounds,
     )
     ref = timing.interleave({"reference": lambda i: case.reference(*sets[i % n])}, rounds=7)["reference"].median
+    rival, rival_us, rival_ratio = "", float("nan"), float("nan")
+    if case.rival is not None:
+        rival, fn = case.rival
+        if fn is not None:
+            pair = timing.interleave(
+                {rival: lambda i: fn(*sets[i % n]), "ours": lambda i: case.ours(*sets[i % n])}, rounds=7
+            )
+            rival_us, rival_ratio = pair[rival].median * 1e6, pair[rival].median / pair["ours"].median
     ours, copy = t["ours"].median, t["copy"].median
     workers = torch.get_num_threads() if timing.device == "cpu" else 1
     floor = max(copy, case.normals * ns_per_normal * 1e-9 / workers)
@@ -86,5 +113,5 @@ def measure(case: Case, hot: bool, kernel: str, gemm_rate: float, ns_per_normal:
         ours * 1e6, t["ours"].low * 1e6, t["ours"].high * 1e6, best, t["torch"].median * 1e6,
         t["torch"].median / ours, ref * 1e6, copy * 1e6, case.min_bytes, copy / ours,
         case.min_bytes / ours * 1e-9, case.flops / ours * 1e-9, case.flops / ours / gemm_rate, floor / ours, worst,
-        case.target,
+        case.target, rival, rival_us, rival_ratio,
     )  # fmt: skip

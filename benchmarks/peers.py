@@ -102,3 +102,77 @@ def normalise_square(z: Tensor, power: float):
 
 def calibrate_eager(noise_var, var_h, probe_x, probe_y, x_energy, nr, count):
     return noise_var + ((nr * var_h * (x_energy + probe_x)).sum(1) + probe_y) / count
+
+
+def _regularised(h: Tensor, alpha: float) -> Tensor:
+    gram = h @ h.mH
+    gram.diagonal(dim1=-2, dim2=-1).add_(alpha)
+    return gram
+
+
+def _columns(s: Tensor, h: Tensor) -> Tensor:
+    """Symbols [N,K] or samples [N,T,K] of channels [N,K,M] as columns."""
+    return s.unsqueeze(-1) if s.ndim == h.ndim - 1 else s.mT
+
+
+def _rows(x: Tensor, s: Tensor) -> Tensor:
+    return x.squeeze(-1) if s.ndim == 2 else x.mT
+
+
+def rzf_solve(h: Tensor, s: Tensor, alpha: float):
+    return _rows(h.mH @ torch.linalg.solve(_regularised(h, alpha), _columns(s, h)), s)
+
+
+def rzf_cholesky(h: Tensor, s: Tensor, alpha: float):
+    factor, _ = torch.linalg.cholesky_ex(_regularised(h, alpha))
+    return _rows(h.mH @ torch.cholesky_solve(_columns(s, h), factor), s)
+
+
+def rzf_inverse(h: Tensor, s: Tensor, alpha: float):
+    inverse, _ = torch.linalg.inv_ex(_regularised(h, alpha))
+    return _rows(h.mH @ (inverse @ _columns(s, h)), s)
+
+
+def rzf_gradients(forward):
+    """Forward and backward in h, s and alpha of one of the above (their in-place diagonal is out of autograd's way)."""
+
+    def run(h: Tensor, s: Tensor, alpha: Tensor, g: Tensor):
+        x = forward(h, s, alpha)
+        return torch.autograd.grad(x, (h, s, alpha), g)
+
+    return run
+
+
+def equalise_solve(y: Tensor, h: Tensor, noise_var: float):
+    gram = h.mH @ h
+    gain = torch.linalg.solve(gram + noise_var * torch.eye(h.shape[-1], dtype=h.dtype, device=h.device), h.mH)
+    diagonal = (gain @ h).diagonal(dim1=-2, dim2=-1).real
+    return (gain @ y.unsqueeze(-1)).squeeze(-1) / diagonal, 1 / diagonal - 1
+
+
+def equalise_cholesky(y: Tensor, h: Tensor, noise_var: float):
+    gram = h.mH @ h
+    gram.diagonal(dim1=-2, dim2=-1).add_(noise_var)
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    gain = torch.cholesky_solve(h.mH, factor)
+    diagonal = (gain @ h).diagonal(dim1=-2, dim2=-1).real
+    return (gain @ y.unsqueeze(-1)).squeeze(-1) / diagonal, 1 / diagonal - 1
+
+
+def channel_solve(y: Tensor, pilots: Tensor, noise_var: float):
+    gram = pilots @ pilots.mH
+    gram.diagonal(dim1=-2, dim2=-1).add_(noise_var)
+    return torch.linalg.solve(gram, pilots @ y.mH).mH
+
+
+def _phases(delays: Tensor, frequencies: Tensor) -> Tensor:
+    angle = delays.unsqueeze(-1) * (-2 * torch.pi * frequencies)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def ofdm_einsum(gains: Tensor, delays: Tensor, frequencies: Tensor):
+    return torch.einsum("bkmp,bkpf->bfkm", gains, _phases(delays.squeeze(2), frequencies)).contiguous()
+
+
+def ofdm_matmul(gains: Tensor, delays: Tensor, frequencies: Tensor):
+    return (gains @ _phases(delays.squeeze(2), frequencies)).permute(0, 3, 1, 2).contiguous()

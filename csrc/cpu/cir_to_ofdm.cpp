@@ -10,23 +10,34 @@
 namespace sf {
 inline namespace SF_NS {
 
-// exp(-j 2 pi turns), turns in [0, 1). Single precision takes the angle on a grid of 2^-24 turns, half an ulp of 1.
-SF_HD cx<pack<float, native_width<float>>> unit_phase(const double* turns, float) {
+using turns_pack = pack<double, native_width<double>>;
+
+// t to within [-1/2, 1/2] of the next whole turn: adding and taking away 1.5 * 2^52 rounds to an integer.
+SF_HD turns_pack part_of_turn(turns_pack t) {
+  const turns_pack big(6755399441055744.0);
+  return t - ((t + big) - big);
+}
+
+// exp(-j 2 pi tau f) for one pack of frequencies. Single precision takes the angle on a grid of 2^-24 turns, half an
+// ulp of 1; double precision takes libm's.
+SF_HD cx<pack<float, native_width<float>>> unit_phase(double tau, const double* f, float) {
   constexpr int W = native_width<float>, WD = native_width<double>;
-  typename floats<W>::I k;
   using half_i = int32_t __attribute__((vector_size(WD * 4), aligned(4), may_alias));
-  for (int h = 0; h < W / WD; ++h)
-    reinterpret_cast<half_i*>(&k)[h] =
-        __builtin_convertvector((pack<double, WD>::load(turns + h * WD) * pack<double, WD>(16777216.0)).v, half_i);
+  typename floats<W>::I k;
+  for (int h = 0; h < W / WD; ++h) {
+    const turns_pack t = part_of_turn(turns_pack(tau) * turns_pack::load(f + h * WD)) + turns_pack(1.0);
+    reinterpret_cast<half_i*>(&k)[h] = __builtin_convertvector((t * turns_pack(16777216.0)).v, half_i);
+  }
   typename floats<W>::V sine, cosine;
   sincos_uniform<W>(k, sine, cosine);
   return {pack<float, W>(cosine), pack<float, W>(typename pack<float, W>::V(-sine))};
 }
-SF_HD cx<pack<double, native_width<double>>> unit_phase(const double* turns, double) {
+SF_HD cx<pack<double, native_width<double>>> unit_phase(double tau, const double* f, double) {
   constexpr int W = native_width<double>;
+  const turns_pack t = part_of_turn(turns_pack(tau) * turns_pack::load(f));
   cx<pack<double, W>> out;
   for (int i = 0; i < W; ++i) {
-    const double angle = 6.283185307179586477 * turns[i];
+    const double angle = 6.283185307179586477 * t.v[i];
     out.re.v[i] = __builtin_cos(angle), out.im.v[i] = -__builtin_sin(angle);
   }
   return out;
@@ -39,16 +50,10 @@ struct path_sum {
   cir_args& a;
 
   void phases(const T* delays, int64_t f0, cx<P>* table) const {
-    alignas(64) double turns[W];
+    alignas(64) double f[B * W];
+    for (int i = 0; i < B * W; ++i) f[i] = a.frequencies[f0 + i < a.f ? f0 + i : a.f - 1];
     for (int64_t p = 0; p < a.p; ++p)
-      for (int b = 0; b < B; ++b) {
-        for (int i = 0; i < W; ++i) {
-          const int64_t f = f0 + b * W + i;
-          const double t = double(delays[p * a.delay_p]) * a.frequencies[f < a.f ? f : a.f - 1];
-          turns[i] = t - __builtin_floor(t);
-        }
-        table[p * B + b] = unit_phase(turns, T(0));
-      }
+      for (int b = 0; b < B; ++b) table[p * B + b] = unit_phase(double(delays[p * a.delay_p]), f + b * W, T(0));
   }
 
   void row(const cx<P>* table, int64_t r, int64_t f0) const {

@@ -7,7 +7,7 @@ namespace sf::cuda {
 // x = V^H A^-1 s (K-form) or A^-1 V s (M-form)
 template <class T, int N, int LEN>
 struct precode_lanes {
-  static constexpr int max_threads = 128, min_ctas = 0;
+  static constexpr int max_threads = 128, min_ctas = LEN == 4 && sizeof(T) == 4 ? 4 : 0;  // at most 128 registers
   using entry = wide<T, 1>;
   using memory = typename lane_work<T>::memory;
   channels<T> v;
@@ -111,6 +111,250 @@ struct precode_lanes {
     const auto verdict = v.settle(z.info, z.good, v.reg(at.first + w.g));
     m.flag[w.id] = !verdict.keep;
     if (v.info) v.info[at.first + w.g] = verdict.info;
+  }
+};
+
+// With p narrow and q wide (K-form: s and g; M-form: g and s):
+//   u = A^-1 p,  w = A^-1 V q,  x = V^H u,  r = q - V^H w,  dV = sum_t u r^H - w x^H,  d reg = -Re sum_t w^H u
+// and the gradient of s is w in the K-form, x in the M-form. A thread with the channel's only right-hand side puts dV
+// into V's slot, column by column; otherwise u, w, x and r go through shared memory and dV is formed entry by entry.
+template <class T, int N, int LEN>
+struct vjp_lanes {
+  static constexpr int max_threads = 128, min_ctas = LEN == 4 && sizeof(T) == 4 ? 4 : 0;
+  using entry = wide<T, 1>;
+  using memory = typename lane_work<T>::memory;
+  channels<T> v;
+  lane_work<T> work;
+  divisor by_m;
+
+  struct state {
+    double slope;
+    int32_t info;
+  };
+  struct arrays {  // of one channel in shared memory
+    entry *h, *p, *q, *w, *x;
+    int32_t step;  // between entries of a right-hand side; p and w have n, q (then r) and x have len
+  };
+  SF_HD arrays arrays_of(const memory& m, int32_t g) const {
+    entry* e = m.slots + g * work.at.pitch;
+    entry *s = e + work.at.s, *ds = e + work.at.ds, *x = e + work.at.x, *grad = e + work.at.g;
+    return LEN == 0 && v.m_form ? arrays{e + work.at.h, grad, s, x, ds, v.at_i(work.chunk)}
+                                : arrays{e + work.at.h, s, grad, ds, x, v.at_i(work.chunk)};
+  }
+  SF_HD bool single() const { return v.t == 1; }
+  SF_HD int32_t len() const { return LEN > 0 ? LEN : v.len; }
+
+  template <class Cta>
+  SF_HD void operator()(const Cta& cta) const {
+    const slice at = v.at(cta.index());
+    const memory m = work.in(cta.shared());
+    auto regs = cta.template registers<state>();
+    power_slope<T> power{T(1), T(0)};
+    if (v.scale > 0) {
+      sum_partials(cta, m.part, v.partial + at.item * v.dots, v.dots);
+      const double norm = v.norm[at.item];
+      power = {norm > 0 ? T(v.scale / norm) : T(0), T(summed(m.part, work.threads) / (v.scale * v.scale))};
+    }
+    for (int32_t t0 = 0; t0 < v.t; t0 += work.chunk) {
+      const int32_t tc = least(work.chunk, v.t - t0);
+      cta.loads([&](thread_place w) {
+        if (t0 == 0) {
+          work.load(work.of_h, w.id, at.count, 1, v.h + at.first * v.h_b, m.slots, work.at.h);
+          regs[w.id] = {0.0, 0};
+        }
+        const int64_t k0 = at.first * work.of_k.channel + t0 * work.of_k.step,
+                      m0 = at.first * work.of_m.channel + t0 * work.of_m.step;
+        if (v.s) work.load(work.of_k, w.id, at.count, tc, v.s + k0, m.slots, work.at.s);
+        work.load(work.of_m, w.id, at.count, tc, v.g + m0, m.slots, work.at.g);
+        if (v.scale > 0) work.load(work.of_m, w.id, at.count, tc, v.x + m0, m.slots, work.at.x);
+      });
+      cta.phase([&](thread_place w) {
+        if (w.g >= at.count) return;
+        solve(w, at, t0, tc, m, power, regs[w.id]);
+        m.flag[w.id] = !v.settle(regs[w.id].info, true, v.reg(at.first + w.g)).keep;
+      });
+      cta.phase([&](thread_place w) {
+        if (v.ds)
+          work.save(work.of_k, w.id, at.count, tc, v.ds + at.first * work.of_k.channel + t0 * work.of_k.step, m,
+                    work.at.ds);
+        if (v.dh && single()) {
+          block_copy own = work.of_h;  // channels that share one h have a gradient each
+          own.channel = v.k * v.m;
+          work.save(own, w.id, at.count, 1, v.dh + at.first * v.k * v.m, m, work.at.h);
+        }
+        if (v.dh && !single() && w.g < at.count) channel_slope(w, at, t0, tc, m);
+      });
+    }
+    cta.phase([&](thread_place w) { m.part[w.id] = regs[w.id].slope; });
+    cta.last([&](thread_place w) {
+      if (w.p || w.g >= at.count) return;
+      double sum = 0;
+      for (int32_t j = 0; j < work.lanes; ++j) sum += m.part[w.id + j];
+      v.da[at.first + w.g] = m.flag[w.id] ? 0.0 : sum;
+    });
+  }
+
+  SF_HD void solve(thread_place w, slice at, int32_t t0, int32_t tc, const memory& m, power_slope<T> power,
+                   state& z) const {
+    const arrays a = arrays_of(m, w.g);
+    const lane_rows<T, N, LEN> rows(a.h, v);
+    for (int32_t t = w.p; t < tc; t += work.lanes) {
+      entry* slot = m.slots + w.g * work.at.pitch;
+      for (int i = 0; !v.s && i < v.k; ++i) slot[work.at.s + i * a.step + t * v.at_t(v.k)] = {{{T(i == t0 + t), T(0)}}};
+      entry *g = slot + work.at.g + t * v.at_t(v.m), *x = slot + work.at.x + t * v.at_t(v.m);
+      for (int i = 0; v.scale > 0 && i < v.m; ++i) g[i * a.step] = power(g[i * a.step], x[i * a.step]);
+    }
+    with_factor<false>(rows, len(), v.reg(at.first + w.g),
+                       [&](const auto& V, const auto* l, const auto* inv, const auto* from, int32_t bad) {
+                         z.info = bad;
+                         for (int32_t t = w.p; t < tc; t += work.lanes) right_hand_side(V, l, inv, from, rows, a, t, z);
+                       });
+  }
+
+  template <class V, class Q>
+  SF_HD void right_hand_side(const V& V_, const cx<Q>* l, const Q* inv, const Q* from,
+                             const lane_rows<T, N, LEN>& rows, const arrays& a, int32_t t, state& z) const {
+    const bool m_form = LEN == 0 && v.m_form;
+    entry *p = a.p + t * v.at_t(v.n), *q = a.q + t * v.at_t(v.len), *w = a.w + t * v.at_t(v.n),
+          *x = a.x + t * v.at_t(v.len);
+    cx<Q> u[N], y[N];
+    const auto wide_side = [&](int i) { return number<Q>(q[i * a.step]); };
+    narrow_product<N>(V_, N, len(), wide_side, y);
+    sf::solve<N>(l, inv, from, N, y);
+    loop<N>(0, N, [&](int i) { u[i] = number<Q>(p[i * a.step]); });
+    sf::solve<N>(l, inv, from, N, u);
+    loop<N>(0, N, [&](int i) {
+      z.slope -= double(y[i].re) * double(u[i].re) + double(y[i].im) * double(u[i].im);
+      if (!single()) p[i * a.step] = entry_of<T>(u[i]);
+      if (!single() || !m_form) w[i * a.step] = entry_of<T>(y[i]);
+    });
+    if (!m_form && !v.dh) return;
+    const int32_t columns = len();
+    SF_UNROLL
+    for (int m = 0; m < columns; ++m) {
+      cx<Q> xm[1], rm[1];
+      wide_product<1, N>(V_, N, m, u, xm);
+      wide_product<1, N>(V_, N, m, y, rm);
+      rm[0] = wide_side(m) - rm[0];
+      if (!single() || m_form) x[m * a.step] = entry_of<T>(xm[0]);
+      if (!single()) q[m * a.step] = entry_of<T>(rm[0]);
+      if (single() && v.dh)
+        loop<N>(0, N, [&](int i) {
+          cx<Q> d = {Q(0), Q(0)};
+          add<times::conj_b>(d, u[i], rm[0]);
+          sub<times::conj_b>(d, y[i], xm[0]);
+          a.h[rows.at(i, m)] = {{{T(d.re), T(d.im) * rows.turn()}}};
+        });
+    }
+  }
+
+  // dV of one channel, entry by entry; it grows in global memory over chunks of right-hand sides.
+  SF_HD void channel_slope(thread_place w, slice at, int32_t t0, int32_t tc, const memory& s) const {
+    const arrays a = arrays_of(s, w.g);
+    const bool m_form = LEN == 0 && v.m_form;
+    entry* out = v.dh + (at.first + w.g) * v.k * v.m;
+    for (int32_t e = w.p; e < v.k * v.m; e += work.lanes) {
+      const int32_t row = by_m(e), col = e - row * v.m, i = m_form ? col : row, m = m_form ? row : col;
+      cx<T> d = {T(0), T(0)};
+      for (int32_t t = 0; t < tc; ++t) {
+        const int32_t n_at = i * a.step + t * v.at_t(v.n), w_at = m * a.step + t * v.at_t(v.len);
+        add<times::conj_b>(d, number<T>(a.p[n_at]), number<T>(a.q[w_at]));
+        sub<times::conj_b>(d, number<T>(a.w[n_at]), number<T>(a.x[w_at]));
+      }
+      if (m_form) d = conj(d);
+      if (t0) d = d + number<T>(out[e]);
+      out[e] = s.flag[w.g * work.lanes] ? entry{} : entry_of<T>(d);
+    }
+  }
+};
+
+// s_hat = diag(G H)^-1 G y and 1/diag(G H) - 1, in double throughout: diag(G H) and 1 - diag(G H) both matter.
+template <class T, int N, int LEN>
+struct equalise_lanes {
+  static constexpr int max_threads = 128, min_ctas = 0;
+  using entry = wide<T, 1>;
+  using memory = typename lane_work<T>::memory;
+  channels<T> v;
+  lane_work<T> work;
+  divisor by_m;
+
+  template <class Cta>
+  SF_HD void operator()(const Cta& cta) const {
+    const slice at = v.at(cta.index());
+    const memory m = work.in(cta.shared());
+    cta.loads([&](thread_place w) {
+      work.load(work.of_h, w.id, at.count, 1, v.h + at.first * v.h_b, m.slots, work.at.h);
+      work.load(work.of_k, w.id, at.count, 1, v.s + at.first * v.k, m.slots, work.at.s);
+    });
+    cta.phase([&](thread_place w) {
+      if (w.g < at.count) solve(w, at, m);
+    });
+    cta.last([&](thread_place w) {
+      work.save(work.of_m, w.id, at.count, 1, v.out_x + at.first * v.m, m, work.at.x);
+      for (int32_t e = w.id; e < at.count * v.m; e += work.threads) {
+        const int32_t g = by_m(e), i = e - g * v.m;
+        const T* noise = reinterpret_cast<const T*>(m.slots + g * work.at.pitch + work.at.g);
+        v.out_noise[at.first * v.m + e] = m.flag[g] ? T(__builtin_inf()) : noise[i];
+      }
+    });
+  }
+
+  SF_HD void solve(thread_place w, slice at, const memory& m) const {
+    entry *slot = m.slots + w.g * work.at.pitch, *s = slot + work.at.s, *x = slot + work.at.x;
+    T* noise = reinterpret_cast<T*>(slot + work.at.g);
+    const bool m_form = LEN == 0 && v.m_form;
+    const int32_t len = LEN > 0 ? LEN : v.len;
+    const T reg = v.reg(at.first + w.g);
+    int32_t info = 0;
+    bool good = true;
+    const auto put = [&](int i, cx<double> biased, double gain, double rest) {  // diag(G H) and 1 - diag(G H)
+      const entry e = entry_of<T>(cx<double>{biased.re / gain, biased.im / gain});
+      x[i] = e, noise[i] = T(rest / gain), good = good && finite(e);
+    };
+    with_factor<true>(lane_rows<T, N, LEN>(slot + work.at.h, v), len, reg,
+                      [&](const auto& V, const auto* l, const auto* inv, const auto* from, int32_t bad) {
+                        info = bad;
+                        m_form ? estimate_m(V, len, reg, l, inv, from, s, put) : estimate_k(V, len, l, inv, from, s, put);
+                      });
+    const auto verdict = v.settle(info, good, reg);
+    m.flag[w.id] = verdict.info != 0;
+    if (v.info) v.info[at.first + w.g] = verdict.info;
+  }
+
+  template <class V, class Put>
+  SF_HD static void estimate_m(const V& V_, int32_t len, double reg, const cx<double>* l, const double* inv,
+                               const double* from, const entry* y, const Put& put) {
+    cx<double> u[N], z[N];
+    narrow_product<N>(V_, N, len, [&](int i) { return number<double>(y[i]); }, u);
+    sf::solve<N>(l, inv, from, N, u);
+    loop<N>(0, N, [&](int i) {
+      loop<N>(0, N, [&](int j) { z[j] = {j == i ? 1.0 : 0.0, 0.0}; });
+      sf::solve<N>(l, inv, from, N, z);
+      double gain = 0;  // (A^-1 V V^H)_ii = sum_m (V^H z)*_m (V^H)_mi: no difference of large numbers
+      for (int m = 0; m < len; ++m) {
+        cx<double> c[1];
+        wide_product<1, N>(V_, N, m, z, c);
+        const cx<double> own = V_(i, m);
+        gain += c[0].re * own.re - c[0].im * own.im;
+      }
+      put(i, u[i], gain, reg * z[i].re);
+    });
+  }
+  template <class V, class Put>
+  SF_HD static void estimate_k(const V& V_, int32_t len, const cx<double>* l, const double* inv, const double* from,
+                               const entry* y, const Put& put) {
+    cx<double> u[N], z[N];
+    loop<N>(0, N, [&](int i) { u[i] = number<double>(y[i]); });
+    sf::solve<N>(l, inv, from, N, u);
+    for (int m = 0; m < len; ++m) {
+      cx<double> biased[1];
+      wide_product<1, N>(V_, N, m, u, biased);
+      loop<N>(0, N, [&](int j) { z[j] = V_(j, m); });
+      sf::solve<N>(l, inv, from, N, z);
+      double gain = 0;
+      loop<N>(0, N, [&](int j) { gain += inner(V_(j, m), z[j]); });
+      put(m, biased[0], gain, 1.0 - gain);
+    }
   }
 };
 

@@ -54,18 +54,22 @@ struct lane_work {
   lane_slots at;
   block_copy of_h, of_k, of_m;  // h; arrays with K and with M entries a right-hand side
 
-  SF_HD static int32_t front(int32_t threads) {  // bytes of `flag` and `part` before the slots
-    return (threads * 4 + 15) / 16 * 16 + (threads + sum_lanes) * 8;
-  }
+  // Shared memory: a flag a thread (after `conclude` a channel's first says that its result does not count), numbers to
+  // sum, and the slots.
   struct memory {
-    int32_t* flag;  // a thread each; after `conclude` a channel's first says that its result does not count
-    double* part;   // [threads + sum_lanes]
+    int32_t* flag;
+    double* part;
     entry* slots;
   };
+  SF_HD static int32_t flag_bytes(int32_t n) { return (n * 4 + 15) / 16 * 16; }
+  SF_HD static int32_t part_bytes(int32_t n) { return ((n + sum_lanes) * 8 + 15) / 16 * 16; }
   SF_HD memory in(unsigned char* p) const {
-    const int32_t flags = (threads * 4 + 15) / 16 * 16;
-    return {reinterpret_cast<int32_t*>(p), reinterpret_cast<double*>(p + flags),
-            reinterpret_cast<entry*>(p + front(threads))};
+    unsigned char* part = p + flag_bytes(threads);
+    return {reinterpret_cast<int32_t*>(p), reinterpret_cast<double*>(part),
+            reinterpret_cast<entry*>(part + part_bytes(threads))};
+  }
+  int32_t bytes(int32_t n) const {  // for n threads
+    return flag_bytes(n) + part_bytes(n) + n / lanes * at.pitch * int32_t(sizeof(entry));
   }
 
   struct loader {

@@ -5,19 +5,14 @@
 // plus Y; H^H R and R X^H carry R's bound through n = Nr or T terms; an energy moves by 2|R| dR + dR^2, and is rounded
 // once.
 #include <cmath>
-#include <complex>
-#include <cstdio>
 #include <cstdlib>
-#include <limits>
-#include <map>
 
-#include "emulate.hpp"
+#include "checks.hpp"
 
 namespace {
 
 using namespace sf;
 using namespace sf::cuda;
-using cplx = std::complex<double>;
 
 struct sizes {
   int64_t b, u, k, nr, nt, t;
@@ -27,29 +22,11 @@ struct sizes {
   bool probe;
 };
 
-std::map<std::string, double> worst;  // body -> largest error / bound
-int failures = 0;
-
 void fail(const char* what, const sizes& n) {
   std::printf("FAIL %s: B U K Nr Nt T = %ld %ld %ld %ld %ld %ld, shared %d offset %d\n", what, long(n.b), long(n.u),
               long(n.k), long(n.nr), long(n.nt), long(n.t), n.shared, n.offset);
   ++failures;
 }
-
-template <class T>
-struct buffer {  // exactly sized, 16-byte aligned plus `offset` entries, so that a sanitizer sees every stray access
-  std::vector<T> raw;
-  std::unique_ptr<unsigned char[]> memory;
-  T* p;
-  int64_t n;
-  buffer(int64_t reals, int offset, std::mt19937* random) : n(reals) {
-    memory.reset(new unsigned char[size_t(reals) * sizeof(T) + size_t(offset) * 2 * sizeof(T)]);
-    p = reinterpret_cast<T*>(memory.get()) + 2 * offset;
-    std::normal_distribution<double> normal;
-    for (int64_t i = 0; i < reals; ++i) p[i] = random ? T(normal(*random)) : std::numeric_limits<T>::quiet_NaN();
-  }
-  cplx at(int64_t i) const { return {double(p[2 * i]), double(p[2 * i + 1])}; }
-};
 
 template <class T>
 struct problem {
@@ -101,22 +78,8 @@ struct outputs {
         energies(p.n.b * p.n.k * (2 + p.n.u), 0, nullptr) {}
 };
 
-template <class T>
-bool same_bits(const buffer<T>& a, const buffer<T>& b, int64_t from = 0) {
-  return std::memcmp(a.p + from, b.p, size_t(b.n) * sizeof(T)) == 0;
-}
-
-struct bounded {
-  double error = 0;
-  void add(cplx got, cplx want, double bound) {
-    const double e = std::abs(got - want) / bound;
-    if (!(e <= error)) error = e;  // NaN sticks
-  }
-};
-
 void note(const std::vector<std::string>& bodies, const bounded& e, const char* what, const sizes& n) {
-  double& w = worst[bodies.front()];
-  if (!(e.error <= w)) w = e.error;
+  bounded::keep_worst(worst[bodies.front()], e.error);
   if (!(e.error <= 1)) fail(what, n);
 }
 
@@ -265,7 +228,6 @@ int main(int argc, char** argv) {
     std::printf("FAIL %s\n", e.what());
     return 1;
   }
-  for (const auto& w : worst) std::printf("%s: worst error / bound %.3f\n", w.first.c_str(), w.second);
   std::printf("%zu shapes, 2 dtypes, 3 ops, 3 thread orders: %d failures\n", cases.size(), failures);
-  return failures ? 1 : 0;
+  return report();
 }

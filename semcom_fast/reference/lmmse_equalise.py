@@ -21,7 +21,7 @@ def lmmse_equalise(y: Tensor, h: Tensor, noise_var: Level) -> tuple[Tensor, Tens
     rhs = torch.where(heard.reshape(-1, 1, 1), rhs, 0)
     reg = align_left(noise_var, len(lead), h.device).expand(lead).reshape(-1)
     inner = nt <= nr  # the smaller Gram matrix
-    a, kept, info = system(wide.mH if inner else wide, reg, h.dtype)
+    a, _, info = system(wide.mH if inner else wide, reg, h.dtype)
     info = torch.where(real, info, 1).to(torch.int32)
     g = torch.linalg.solve(a, wide.mH) if inner else torch.linalg.solve(a, wide).mH
     gain = (g @ wide).diagonal(dim1=-2, dim2=-1).real

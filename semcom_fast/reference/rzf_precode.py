@@ -19,7 +19,7 @@ def rzf_rows(
     The M-form is (h^H h + alpha I)^-1 h^H s. A singular system gives x = 0, or with `drop` the solution of the rows
     that have a pivot. alpha = 0 with M < K has no K-form.
     """
-    k, m = h.shape[-2:]
+    m = h.shape[-1]
     real = _finite(h).squeeze(1)
     heard = _finite(s, apart)
     # Zeros in place of NaN and Inf: their gradients are zero too, and the neighbours' stay clean.
