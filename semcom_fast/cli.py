@@ -11,7 +11,10 @@ from . import __version__, _native
 from .errors import BackendUnavailable, MissingExtra
 
 # Systems by name; each module has COMMANDS: verb -> (add arguments to a parser, execute them).
-SYSTEMS = {"blind-mimosc": "semcom_fast.systems.blind_mimosc.commands"}
+SYSTEMS = {
+    "blind-mimosc": "semcom_fast.systems.blind_mimosc.commands",
+    "mu-mimo": "semcom_fast.systems.mu_mimo.commands",
+}
 DEFAULT_SYSTEM = "blind-mimosc"
 VERBS = {
     "demo": "show a system at work: a table and one picture, in about a minute",

@@ -33,6 +33,22 @@ def _packet_samples(dtype):
     seed, step = torch.tensor(3), torch.tensor(4)
     var = draw(2, 2, seed=9, dtype=real).abs()
     z, norm = x, torch.linalg.vector_norm(x, dim=(-3, -2, -1))
+    square, tall = draw(6, 3, 3, seed=10, dtype=dtype), draw(6, 4, 2, seed=11, dtype=dtype)
+    streams, rows = draw(6, 3, 2, seed=12, dtype=dtype), draw(6, 5, 4, seed=13, dtype=dtype)
+    alpha = torch.rand(3, dtype=real) + 0.5
+    # operands, then rows, M-form, mode, refuse zero, power (0: none), groups (and want_info)
+    precode = [
+        (square, streams, alpha, False, False, 1, False, 0.0, 1, True),
+        (square[:1].clone(), streams, alpha[:1].clone(), False, False, 1, False, 2.0, 3, False),
+        (square, None, alpha, False, False, 1, False, 0.0, 1, False),
+        (tall, rows, alpha, True, True, 1, True, 3.0, 6, True),
+    ]
+    adjoint = []
+    for args in precode[-1:]:  # streams as rows, M-form, power: every branch of the adjoint
+        x_of, norm_of, _ = OPS.rzf_precode(*args)
+        adjoint.append(
+            (*args[:3], x_of, norm_of, draw(*x_of.shape, seed=14, dtype=dtype), *args[3:9], True, args[1] is not None)
+        )
     return {
         "blockdiag_apply": [(h, x), (one, x)],
         "blockdiag_adjoint": [(h, y), (one, y)],
@@ -54,6 +70,13 @@ def _packet_samples(dtype):
         "philox_normal": [
             ((2, 3), seed, step, 1, 5, real, torch.device("cpu")),
             ((0,), seed, step, 0, 0, dtype, torch.device("cpu")),
+        ],
+        "rzf_precode": precode,
+        "rzf_precode_vjp": adjoint,
+        "lmmse_equalise": [(draw(6, 4, seed=15, dtype=dtype), tall, alpha, 1)],
+        "cir_to_ofdm": [
+            (streams, draw(6, 2, seed=16, dtype=real)[:, None], draw(5, seed=17, dtype=torch.float64), 1),
+            (streams, draw(6, 3, 2, seed=18, dtype=real), draw(5, seed=17, dtype=torch.float64), 2),
         ],
     }
 
@@ -93,7 +116,7 @@ def test_fake_tensors(name):
             assert a.shape == b.shape and a.dtype is b.dtype and a.stride() == b.stride(), name
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "power_normalise_vjp"])
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("_vjp")])
 def test_dispatcher_equals_eager(name):
     """torch.ops.semcom_fast.<op> and the direct call of the public function run the same kernel."""
     args = _packet_samples(torch.complex64)[name][0]
@@ -109,6 +132,9 @@ def test_dispatcher_equals_eager(name):
         "philox_normal": lambda s, k, t, st, f, d, dev: sf.philox_normal(
             s, seed=k, step=t, stream=st, first_item=f, dtype=d
         ),
+        "rzf_precode": lambda h, s, a, *_: sf.rzf_precode(h, s, a.repeat_interleave(2)),
+        "lmmse_equalise": lambda y, h, v, _: sf.lmmse_equalise(y, h, v.repeat_interleave(2)),
+        "cir_to_ofdm": lambda g, d, f, dim: sf.cir_to_ofdm(g, d, f, frequency_dim=dim),
     }
     want, got = public[name](*args), getattr(OPS, name)(*args)
     for a, b in zip(*(v if isinstance(v, tuple) else (v,) for v in (want, got)), strict=False):
@@ -141,7 +167,18 @@ PUBLIC = {
     "pvd_calibrate": lambda y, h, x: (
         lambda s: sf.pvd_calibrate(0.1, s.probe_x, s.probe_x + 1, s.probe_y, x_energy=10.0, nr=4, count=60)
     )(sf.likelihood_score(y, h, x, probe=x)),
+    "rzf_precode": lambda y, h, x: _precode(y, h, h.abs().square().mean((1, 2, 3, 4))),
+    "lmmse_equalise": lambda y, h, x: (lambda s, n: s + n)(*sf.lmmse_equalise(y[:, None, ..., 0] * 2, h, 0.3)),
+    "lmmse_channel": lambda y, h, x: sf.lmmse_channel(y[:, None], x, 0.3, x @ x.mH + torch.eye(2)) + h,
+    "cir_to_ofdm": lambda y, h, x: sf.cir_to_ofdm(x, x.real, y[0, 0, 0].real.detach().double(), frequency_dim=1) * 2,
 }
+
+
+def _precode(y, h, alpha):
+    """With and without power, a level per item, both forms, and the matrix, beside complex arithmetic."""
+    s = y[:, None, ..., 0].expand(-1, 2, -1, -1)
+    scaled = sf.rzf_precode(2 * h, s, alpha, power=1.0)
+    return scaled + sf.rzf_precode(h, s, alpha.detach(), form="K") + sf.rzf_matrix(h, alpha).sum(-1)
 
 
 def _operands(batch, dtype, grad=True):
@@ -163,8 +200,18 @@ def _same(fn, compiled, batch, dtype, label):
         within(b, a, 64 * unit * (1e-30 + a.abs().max()), label)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", PUBLIC)
+DOUBLE_ONLY = (
+    "rzf_precode",
+    "lmmse_equalise",
+    "lmmse_channel",
+    "cir_to_ofdm",
+)  # slow to trace, and no other branch in complex64
+
+
+COMPILED = [(n, d) for n in PUBLIC for d in DTYPES if d is torch.complex128 or n not in DOUBLE_ONLY]
+
+
+@pytest.mark.parametrize("name, dtype", COMPILED, ids=str)
 def test_compile_beside_complex_arithmetic(name, dtype):
     """torch.compile(fullgraph=True) with aot_eager: op + complex add, forward and backward, with a dynamic batch."""
     torch._dynamo.reset()

@@ -1,7 +1,7 @@
 """Transmit side, channels and figures of merit: everything between a codeword and what the receiver is given."""
 
 from .block_fading import draw_channel, transmit
-from .metrics import channel_nmse, psnr, to_db
+from .metrics import channel_nmse, psnr, ssim, to_db
 from .snr import noise_var_from_snr_db
 
-__all__ = ["channel_nmse", "draw_channel", "noise_var_from_snr_db", "psnr", "to_db", "transmit"]
+__all__ = ["channel_nmse", "draw_channel", "noise_var_from_snr_db", "psnr", "ssim", "to_db", "transmit"]

@@ -110,7 +110,9 @@ def tolerating_non_finite() -> bool:
 
 def readable(t: Tensor) -> bool:
     """True where a value may be looked at: not while tracing, and not under a torch.func transform."""
-    return type(t) is Tensor and not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
+    if not isinstance(t, Tensor) or type(t) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.maybe_current_level() is None and not torch._C._len_torch_dispatch_stack()
 
 
 def require_finite(op: str, what: str, result: Tensor) -> None:

@@ -54,14 +54,14 @@ def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, own: torch.Si
     """
     real = _checks.real_dtype(like)
     if _levels.is_number(alpha):
-        if not 0 <= alpha <= torch.finfo(real).max:  # type: ignore[operator]
+        if not 0 <= alpha <= torch.finfo(real).max:
             raise ValueError(f"{op}: {name} must be finite and >= 0 in {real}, got {alpha}")
-        return torch.full((1,), float(alpha), dtype=real, device=like.device)  # type: ignore[arg-type]
+        return torch.full((1,), float(alpha), dtype=real, device=like.device)
     _levels.check(op, name, alpha, tuple(lead), like.device)
     if not isinstance(alpha, Tensor):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(alpha).__name__}")
     if alpha.is_cpu and _checks.readable(alpha):
-        good = (alpha >= 0) & (alpha <= torch.finfo(real).max)
+        good = (alpha >= 0) & torch.isfinite(alpha) & (alpha.double() <= torch.finfo(real).max)
         if not bool(good.all()):
             bad = tuple((~good).nonzero()[0].tolist())
             raise ValueError(f"{op}: {name} must be finite and >= 0 in {real}, entry {bad} is {float(alpha[bad])}")

@@ -62,9 +62,9 @@ def _native(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, fr
     rows = math.prod(plan.lead)
     group = math.prod(plan.lead[d] for d in plan.shared)
     whole = len(plan.lead)
-    at = _offsets(gains, plan, whole), _offsets(delays, plan, len(plan.own)), _offsets(out, plan, whole)
+    at = [_offsets(gains, plan, whole), _offsets(delays, plan, len(plan.own)), _offsets(out, plan, whole)]
     if backend == "cuda":
-        at = tuple(t.to(h.device, non_blocking=True) for t in at)
+        at = [t.to(h.device, non_blocking=True) for t in at]
     args = (
         h.dtype is torch.complex128,
         (rows, group, p, f),
@@ -149,7 +149,7 @@ _op = Op(
 def cir_to_ofdm(
     gains: "Complex[Tensor, '*batch paths']",
     delays: "Real[Tensor, '*batch paths']",
-    frequencies: "Real[Tensor, 'subcarriers']",
+    frequencies: "Real[Tensor, ' subcarriers']",
     *,
     frequency_dim: int = -1,
 ) -> "Complex[Tensor, '*batch subcarriers']":

@@ -69,4 +69,4 @@ def lmmse_channel(
     columns = y.mH.expand(*lead, y.shape[-1], y.shape[-2])
     call = _regularised.prepare(_NAME, _NEED, h, columns, noise_var, None, form, alpha_name="noise_var")
     estimate = finish(call, return_info=False)
-    return (estimate if root is None else root @ estimate).mH  # type: ignore[union-attr]
+    return (estimate if root is None else root @ estimate).mH

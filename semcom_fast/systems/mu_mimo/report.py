@@ -1,0 +1,181 @@
+"""One run of the system: a table, a CSV and a picture, from what ships with the package."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...data.photos import PhotoCrops, manifest, reduce
+from ...links import psnr
+from ..blind_mimosc.evaluate import where
+from .evaluate import (
+    PSNR_CAP_DB,
+    CsvRows,
+    Protocol,
+    Result,
+    Systems,
+    labelled_images,
+    results,
+    scenario_channels,
+    send,
+)
+from .figure import LABELS, Curve, Row, draw
+from .networks import SHIPPED_SUBCARRIERS, available_variants
+from .system import VARIANTS
+
+SHOWN = ("astronaut", "coffee", "chelsea", "rocket")  # public domain or CC0: may stand in any figure
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What to send and where the results go; see `semcom-fast run mu-mimo --help`."""
+
+    out: Path = Path("out/mu_mimo.png")
+    csv: Path | None = None
+    variants: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ("all",)
+    snrs_db: tuple[float, ...] = (-7.0, -3.0, 1.0, 7.0)
+    images: int = 128
+    digits: int = 96
+    seeds: int = 1
+    seed: int = 0
+    photos: str = "bundled"
+    channels: str = "shipped"
+    csi_error_var: float = 0.0
+    on_singular: str | None = None
+    subcarriers: int = SHIPPED_SUBCARRIERS
+    weights: Path | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("images", "digits"):
+            if getattr(self, name) < 4:
+                raise ValueError(f"a grid carries 4 images: --{name} must be at least 4, got {getattr(self, name)}")
+        if self.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
+        if not self.snrs_db:
+            raise ValueError("give at least one SNR in dB")
+        unknown = [name for name in self.variants if name not in VARIANTS]
+        if unknown:
+            raise ValueError(f"unknown variant {unknown[0]!r}: choose from {', '.join(VARIANTS)}")
+
+
+def figure_images(photos: PhotoCrops) -> Tensor:
+    """Four whole photographs (their middle squares) as uint8 [4,3,32,32]; test crops where scikit-image is missing."""
+    known = {photo.name: photo for photo in manifest() if photo.package == "scikit-image"}
+    try:
+        pictures = [photos.open(known[name]) for name in SHOWN]
+    except ImportError:
+        return photos.load("test", 4).images
+    squares = []
+    for picture in pictures:
+        width, height = picture.size
+        side = min(width, height)
+        box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+        squares.append(torch.tensor(reduce(picture, box, 32)).permute(2, 0, 1))
+    return torch.stack(squares)
+
+
+def table(found: Sequence[Result], seeds: int) -> str:
+    """The results as text, one line per variant and scenario, one column per SNR."""
+    snrs = list(dict.fromkeys(result.snr_db for result in found))
+    labels = list(dict.fromkeys(name for result in found for name in result.accuracy))
+    by = {(r.variant, r.scenario, r.snr_db): r for r in found}
+    unit = " ".join([f"{'PSNR':>6} {'SSIM':>6}", *(f"{name:>7}" for name in labels)])
+    head = f"{'variant':9} {'scenario':8} | " + " | ".join(f"{f'{snr:g} dB':^{len(unit)}}" for snr in snrs)
+    lines = [head, f"{'':9} {'':8} | " + " | ".join([unit] * len(snrs)), "-" * len(head)]
+    for variant, scenario in dict.fromkeys((r.variant, r.scenario) for r in found):
+        cells = []
+        for snr in snrs:
+            r = by[variant, scenario, snr]
+            right = (f"{r.accuracy[name][0]:7.1%}" if name in r.accuracy else f"{'-':>7}" for name in labels)
+            cells.append(" ".join([f"{r.psnr_db:6.2f} {r.ssim:6.3f}", *right]))
+        lines.append(f"{variant:9} {scenario:8} | " + " | ".join(cells))
+    errors = [r.psnr_se for r in found if not math.isnan(r.psnr_se)]
+    if errors:
+        lines.append(f"PSNR: standard error over {seeds} draws of channels and noise at most {max(errors):.3f} dB")
+    return "\n".join(lines)
+
+
+def _rows(systems: Systems, photos: PhotoCrops, protocol: Protocol, scenario: str) -> list[Row]:
+    """Originals, and what the variants make of them at the highest SNR; the first one at the lowest, too."""
+    images = figure_images(photos)
+    truth = images.float() / 255
+    rows = [Row("sent", truth)]
+    low, high = min(protocol.snrs_db), max(protocol.snrs_db)
+    first = next(iter(systems.loaded))
+    shown = [(first, low)] if low < high else []
+    for name, snr in [*shown, *((name, high) for name in systems.loaded)]:
+        (system, *_) = systems.loaded[name].values()
+        sent = send(
+            system, images, protocol.channels[scenario], snr, protocol.seeds[0],
+            csi_error_var=protocol.csi_error_var, on_singular=protocol.on_singular,
+        ).images  # fmt: skip
+        notes = [f"{value:.1f} dB" for value in psnr(truth, sent, low=0.0, high=1.0, cap_db=PSNR_CAP_DB).tolist()]
+        rows.append(Row(f"{name}\n{snr:g} dB", sent, notes))
+    return rows
+
+
+def _picture(settings: RunSettings, systems: Systems, photos: PhotoCrops, protocol: Protocol, found) -> None:
+    by = {(r.variant, r.scenario, r.snr_db): r.psnr_db for r in found}
+    snrs = sorted(set(protocol.snrs_db))
+    curves = [
+        Curve(name, scenario, [by[name, scenario, snr] for snr in snrs])
+        for name in systems.loaded
+        for scenario in protocol.channels
+    ]
+    scenario = next(iter(protocol.channels))
+    subtitle = (
+        f"Four users, four antennas, {settings.subcarriers} subcarriers x 14 OFDM symbols, 3GPP TR 38.901 channels known to "
+        f"the transmitter. Left: four photographs reduced to 32x32, sent together over one {scenario} channel."
+    )
+    rows = _rows(systems, photos, protocol, scenario)
+    draw(settings.out, "Four images in one slot of a MU-MIMO OFDM downlink", subtitle, rows, snrs, curves)
+
+
+def run_report(settings: RunSettings | None = None) -> list[Result]:
+    """Run, print the table, write CSV and picture; returns what the table shows."""
+    settings = settings or RunSettings()
+    began = time.monotonic()
+    variants = settings.variants or tuple(available_variants(settings.subcarriers, settings.weights))
+    if not variants:
+        raise FileNotFoundError(
+            f"no weights for {settings.subcarriers} subcarriers: train them with "
+            f"semcom-fast train mu-mimo --subcarriers {settings.subcarriers} and give --weights"
+        )
+    systems = Systems(variants, settings.subcarriers, settings.weights)
+    photos = PhotoCrops(size=32, photos=settings.photos)
+    crops = photos.load("test", settings.images)
+    channels = scenario_channels(settings.scenarios, settings.channels)
+    seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
+    labelled = labelled_images(settings.digits)
+    protocol = Protocol(
+        crops, labelled, channels, settings.snrs_db, seeds, settings.csi_error_var, settings.on_singular
+    )
+    path = settings.csv or settings.out.with_suffix(".csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = []
+    with path.open("w", newline="") as file:
+        rows = CsvRows(file, protocol, f"{settings.photos} test photos", settings.channels, settings.subcarriers)
+        for result in results(systems, protocol, settings.progress):
+            rows.add(result)
+            found.append(result)
+    _picture(settings, systems, photos, protocol, found)
+    names = ", ".join(f"{name}: {LABELS[name]}" for name in variants)
+    print(f"\nMU-MIMO OFDM, {len(crops) // 4 * 4} held-out photo crops, 4 users to a slot ({names})\n")
+    print(table(found, settings.seeds))
+    print(
+        "\nPSNR in dB, mean over images; digits, stamps: accuracy of the classifier on held-out handwritten digits and,"
+    )
+    print("where tools/get_photos.sh --tuxpaint fetched them, on STAMPS-10 (55 test objects in 10 classes).")
+    print("Crops of a few photographs: figures compare with each other, not with CIFAR-10 or the paper.")
+    place = where()
+    print(
+        f"Ran on backend {place['backend']}, ISA {place['isa']}, {place['threads']} thread(s), torch {place['torch']}, "
+        f"in {time.monotonic() - began:.0f} s. Table: {path}. Picture: {settings.out}"
+    )
+    return found
