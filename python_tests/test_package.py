@@ -37,6 +37,12 @@ def test_public_names():
         "pvd_update",
         "pvd_calibrate",
         "philox_normal",
+        "rzf_precode",
+        "rzf_matrix",
+        "lmmse_equalise",
+        "lmmse_channel",
+        "cir_to_ofdm",
+        "SingularChannelError",
         "PVD",
         "PVDConfig",
         "GaussianChannelPrior",
@@ -46,7 +52,7 @@ def test_public_names():
     }
     assert need <= set(sf.__all__)
     assert issubclass(sf.BackendUnavailable, RuntimeError) and issubclass(sf.MissingExtra, ImportError)
-    assert issubclass(sf.DivergedError, ValueError)
+    assert issubclass(sf.DivergedError, ValueError) and issubclass(sf.SingularChannelError, ValueError)
 
 
 def test_import_needs_torch_and_numpy_alone():
@@ -96,7 +102,10 @@ def test_source_tree_without_its_extension():
         "calls = [lambda: sf.blockdiag_apply(h, h), lambda: sf.blockdiag_adjoint(h, h[0]),\n"
         "         lambda: sf.likelihood_score(h[0], h, h), lambda: sf.philox_normal((2, 3), seed=1),\n"
         "         lambda: sf.power_normalise(h), lambda: sf.pvd_update(*state, sigma=.5, sigma_above=.7, zeta=.1, seed=1),\n"
-        "         lambda: sf.pvd_calibrate(.1, v, v, v[:, 0], x_energy=1., nr=1, count=1)]\n"
+        "         lambda: sf.pvd_calibrate(.1, v, v, v[:, 0], x_energy=1., nr=1, count=1),\n"
+        "         lambda: sf.rzf_precode(h, h[..., 0], .1), lambda: sf.rzf_matrix(h, .1),\n"
+        "         lambda: sf.lmmse_equalise(h[..., 0], h, .1), lambda: sf.lmmse_channel(h, h, .1),\n"
+        "         lambda: sf.cir_to_ofdm(h, h.real, v[:, 0])]\n"
         "for call in calls:\n"
         "    try:\n"
         "        call()\n"

@@ -152,20 +152,20 @@ struct regularised {
   ~regularised() { free(memory); }
   regularised(const regularised&) = delete;
 
-  // The pack after next: its lines arrive while this one is computed, across page borders too.
-  template <class E>
-  static SF_HD void prefetch(const E* p, int64_t reals, int64_t first, int64_t end) {
-    const int64_t i = first + 2 * W;
-    if (p == nullptr || reals == 0 || i + W > end) return;
-    const char *c = reinterpret_cast<const char*>(p + i * reals), *stop = c + W * reals * sizeof(E);
-    for (; c < stop; c += 64) __builtin_prefetch(c, 0, 2);
+  // Four packs ahead: lines arrive while this one is computed, across page borders too. `Write` asks for them to keep.
+  template <int Write = 0>
+  SF_HD void prefetch(const void* p, int64_t reals, int64_t first) const {
+    const int64_t i = first + 4 * W;
+    if (p == nullptr || reals == 0 || i + W > a.n) return;
+    const char *c = static_cast<const char*>(p) + i * reals * sizeof(T), *stop = c + W * reals * sizeof(T);
+    for (; c < stop; c += 64) __builtin_prefetch(c, Write, 2);
   }
 
   void load(int64_t first, int count) {
     const T *hp = static_cast<const T*>(a.h), *sp = static_cast<const T*>(a.s), *ap = static_cast<const T*>(a.alpha);
     const int64_t kt = 2 * int64_t(k) * t;
-    prefetch(hp, 2 * a.h_b, first, a.n);
-    prefetch(sp, kt, first, a.n);
+    prefetch(hp, 2 * a.h_b, first);
+    prefetch(sp, kt, first);
     transposer<T, W>(hp + 2 * first * a.h_b, 2 * a.h_b, count).load(0, 2 * int64_t(k) * m, &h->re);
     if (a.m_form)
       for (int i = 0; i < k * m; ++i) h[i].im = P(T(0)) - h[i].im;

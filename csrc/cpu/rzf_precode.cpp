@@ -180,6 +180,9 @@ struct precoder_vjp {
     for (int64_t i = begin; i < end; i += R::W) {
       const int count = end - i < R::W ? int(end - i) : R::W;
       w.load(i, count);
+      w.prefetch(a.g, mt, i);
+      w.template prefetch<1>(a.dh, km, i);
+      w.template prefetch<1>(a.ds, kt, i);
       transposer<T, R::W>(static_cast<const T*>(a.g) + i * mt, mt, count).load(0, mt, &w.g->re);
       if (a.scale > 0) {
         transposer<T, R::W>(static_cast<const T*>(a.x) + i * mt, mt, count).load(0, mt, &w.x->re);

@@ -88,6 +88,21 @@ def test_few_large_groups_over_threads():
     same_bits(results[0], results[2])
 
 
+def test_python_threads_inference_and_autocast():
+    """Calls from several Python threads at once, in inference mode and under autocast, give the bits of a single call."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    operands, kwargs = _case("power", torch.complex64, 200)
+    want = _all(operands, kwargs)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: _all(operands, kwargs), range(8)):
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    with torch.inference_mode():
+        same_bits(sf.rzf_precode(*operands[:3], **kwargs), want[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same_bits(sf.rzf_precode(*operands[:3], **kwargs), want[0])
+
+
 ISA = """
 import sys, torch, semcom_fast as sf
 from semcom_fast import _native

@@ -175,6 +175,27 @@ def test_raise_names_count_and_index(backend):
         assert caught.value.index == ()
 
 
+@backends
+def test_matrix_of_singular_channels(backend):
+    """rzf_matrix has the same choices: zeros and info, or the columns of the users that are served."""
+    h, _ = _broken((3, 5), (1, 4), dtype=torch.complex128)
+    with sf.use_backend(backend):
+        v, info = sf.rzf_matrix(h, 0.0, on_singular="flag", return_info=True)
+        assert (
+            info.nonzero().tolist() == [[1, 4]] and info[1, 4] == 4 and info.dtype is torch.int32 and not v[1, 4].any()
+        )
+        p, codes = sf.rzf_matrix(h, 0.0, on_singular="pinv", return_info=True)
+    assert torch.equal(codes, info)
+    same_bits(p[info == 0], v[info == 0])
+    columns = p[1, 4].norm(dim=0)
+    assert int((columns == 0).sum()) == 1  # the dropped user
+    served = columns > 0
+    through = h[1, 4][served] @ p[1, 4][:, served]
+    within(
+        through, torch.eye(3, dtype=h.dtype), 1e-12 * columns.max() * h[1, 4].norm(), "the others see the unit matrix"
+    )
+
+
 def test_raise_names_the_first_with_threads():
     """Two threads find many at once; the lowest index is named, with the right count, every time."""
     torch.set_num_threads(2)

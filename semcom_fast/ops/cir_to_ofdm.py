@@ -149,7 +149,7 @@ _op = Op(
 def cir_to_ofdm(
     gains: "Complex[Tensor, '*batch paths']",
     delays: "Real[Tensor, '*batch paths']",
-    frequencies: "Real[Tensor, ' subcarriers']",
+    frequencies: Tensor,
     *,
     frequency_dim: int = -1,
 ) -> "Complex[Tensor, '*batch subcarriers']":
