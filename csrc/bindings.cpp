@@ -247,6 +247,39 @@ void bind_cuda(py::module_& m) {
           sf::cuda::likelihood_score(score_args(d, inputs, strides, outputs, n), out(energy), out(probe_x),
                                      out(probe_y), device, out(stream));
         });
+  m.def(
+      "cuda_rzf_scratch",
+      [](const std::string& op, const rzf_flags& flags, const sizes7& n, double scale) {
+        return sf::cuda::rzf_scratch_bytes(rzf(flags, n, scale, 0, 0, 0), op);
+      },
+      py::arg("op"), py::arg("flags"), py::arg("sizes"), py::arg("scale") = 0.0);
+  m.def("cuda_rzf_precode",
+        [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s, uintptr_t alpha,
+           uintptr_t x, uintptr_t norm, uintptr_t info, uintptr_t scratch, int device, uintptr_t stream) {
+          sf::rzf_args a = rzf(flags, n, scale, h, s, alpha);
+          a.out_x = out(x), a.norm = static_cast<double*>(out(norm)), a.info = static_cast<int32_t*>(out(info));
+          sf::cuda::rzf_precode(a, out(scratch), device, out(stream));
+        });
+  m.def("cuda_rzf_precode_vjp", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s,
+                                   uintptr_t alpha, uintptr_t x, uintptr_t norm, uintptr_t g, uintptr_t dh,
+                                   uintptr_t ds, uintptr_t da, uintptr_t scratch, int device, uintptr_t stream) {
+    sf::rzf_args a = rzf(flags, n, scale, h, s, alpha);
+    a.x = in(x), a.norm = static_cast<double*>(out(norm)), a.g = in(g);
+    a.dh = out(dh), a.ds = out(ds), a.da = static_cast<double*>(out(da));
+    sf::cuda::rzf_precode_vjp(a, out(scratch), device, out(stream));
+  });
+  m.def("cuda_lmmse_equalise",
+        [](const rzf_flags& flags, const sizes7& n, uintptr_t h, uintptr_t y, uintptr_t noise_var, uintptr_t s_hat,
+           uintptr_t noise_eff, uintptr_t info, uintptr_t scratch, int device, uintptr_t stream) {
+          sf::rzf_args a = rzf(flags, n, 0, h, y, noise_var);
+          a.out_x = out(s_hat), a.out_noise = out(noise_eff), a.info = static_cast<int32_t*>(out(info));
+          sf::cuda::lmmse_equalise(a, out(scratch), device, out(stream));
+        });
+  m.def("cuda_cir_to_ofdm",
+        [](bool d, const sizes4& n, uintptr_t gains, uintptr_t delays, uintptr_t frequencies, const sizes3& strides,
+           const std::tuple<uintptr_t, uintptr_t, uintptr_t>& at, uintptr_t h, int device, uintptr_t stream) {
+          sf::cuda::cir_to_ofdm(cir(d, n, gains, delays, frequencies, strides, at, h), device, out(stream));
+        });
 }
 #endif
 

@@ -1,5 +1,5 @@
-// What the kernels of rzf_precode, its vector-Jacobian product and lmmse_equalise share, for threads (rzf_lanes.cuh) and
-// for teams (rzf_teams.cuh): typed arguments, units of work, and the rule for channels without inverse.
+// What the kernels of rzf_precode, its vector-Jacobian product and lmmse_equalise share, for threads (rzf_lanes.cuh)
+// and for teams (rzf_teams.cuh): typed arguments, units of work, and the rule for channels without inverse.
 #pragma once
 #include "../common/small_matrix.hpp"
 #include "cta.cuh"
@@ -100,14 +100,16 @@ struct channels {
   SF_HD int32_t at_i(int32_t slots) const { return rows ? 1 : slots; }
   SF_HD int32_t at_t(int32_t size) const { return rows ? size : 1; }
 
-  // A channel without inverse or with a non-finite result gives zeros; info says which.
+  // A channel without inverse, or a result that is not finite, gives zeros; info says which. With `rows` each
+  // right-hand side is a sample with a fate of its own, else they are streams that share one. `found` is the failing
+  // pivot, -1 for a channel that is not finite itself (which no pseudo-inverse saves).
   struct verdict {
     int32_t info;
     bool keep;
   };
   SF_HD verdict settle(int32_t found, bool good, T regulariser) const {
     if (refuse_zero && found == 0 && regulariser == T(0)) found = m + 1;
-    return {!good && found == 0 ? -1 : found, good && (pinv || found == 0)};
+    return {found < 0 ? 1 : found > 0 ? found : good ? 0 : -1, good && (found == 0 || (pinv && found > 0))};
   }
 };
 

@@ -1,5 +1,6 @@
 // cir_to_ofdm: h(f) = sum_p gains_p exp(-j 2 pi f tau_p). A thread has one frequency and R rows (antennas) that share
-// delays, so each phase is formed once for R products. Gains and delays are staged in shared memory, some paths at a time.
+// delays, so each phase is formed once for R products. Gains and delays are staged in shared memory, some paths at a
+// time.
 #pragma once
 #include <math.h>
 
@@ -7,8 +8,8 @@
 
 namespace sf::cuda {
 
-// f tau - (an integer), in [-1/2, 1/2]. In single precision f = high + low, and the product's rounding error is kept: no
-// double arithmetic, and exact to 2^-24 turns for any number of turns below 2^40.
+// f tau - (an integer), in [-1/2, 1/2]. In single precision f = high + low, and the product's rounding error is kept:
+// no double arithmetic, and exact to 2^-24 turns for any number of turns below 2^40.
 struct frequency_in_float {
   float high, low;
   SF_HD explicit frequency_in_float(double f) : high(float(f)), low(float(f - double(float(f)))) {}
@@ -95,7 +96,7 @@ struct path_sum {
       cta.loads([&](thread_place w) {
         const place a = at(cta.index(), w);
         if (p0 == 0)
-          SF_UNROLL
+    SF_UNROLL
           for (int r = 0; r < R; ++r) regs[w.id].h[r] = {T(0), T(0)};
         if (a.group >= groups) return;
         entry* g = gains_of(cta.shared(), w.g);

@@ -46,7 +46,8 @@ void paths_of_rows(const cir_args& a, const Run& run) {
 template <class Run>
 void plan_paths(const cir_args& a, const Run& run) {
   for (int64_t n : {a.group, a.p, a.f})
-    if (n <= 0 || n >= 1 << 30) throw std::runtime_error("cir_to_ofdm: a response is empty or has more than 2^30 entries");
+    if (n <= 0 || n >= 1 << 30)
+      throw std::runtime_error("cir_to_ofdm: a response is empty or has more than 2^30 entries");
   for (const void* p : {a.gains, (const void*)a.out})
     if (reinterpret_cast<uintptr_t>(p) % (a.is_double ? 16 : 8))
       throw std::runtime_error("cir_to_ofdm: data is not aligned to its complex entries");

@@ -1,6 +1,7 @@
-// Which body serves a channel of rzf_precode, its vjp and lmmse_equalise, and on which grid; and the scratch memory that
-// the caller has to bring. Pure host code over sizes and alignment, like plan.hpp, walked by the tests.
+// Which body serves a channel of rzf_precode, its vjp and lmmse_equalise, and on which grid; and the scratch memory
+// that the caller has to bring. Pure host code over sizes and alignment, like plan.hpp, walked by the tests.
 #pragma once
+#include "equalise.cuh"
 #include "plan.hpp"
 #include "power.cuh"
 #include "rzf_lane_ops.cuh"
@@ -39,9 +40,7 @@ inline int64_t dot_segment(const rzf_args& a) {
   const int64_t entries = a.n / a.items * a.m * a.t, wanted = ceil_div64(entries, 4096);
   return round_up(ceil_div64(entries, wanted < most_dots ? wanted : most_dots), 2);
 }
-inline int32_t dot_count(const rzf_args& a) {
-  return int32_t(ceil_div64(a.n / a.items * a.m * a.t, dot_segment(a)));
-}
+inline int32_t dot_count(const rzf_args& a) { return int32_t(ceil_div64(a.n / a.items * a.m * a.t, dot_segment(a))); }
 
 // ---- a thread per matrix ----
 inline block_copy copy_of(int64_t entries, const rzf_args& a, int32_t chunk, uintptr_t addresses) {
@@ -63,8 +62,13 @@ lane_work<T> lanes_for(const rzf_args& a, rzf_op op, int32_t& group) {
   const lane_slots at{0, h, h + k, h + k + ds, h + k + ds + m, 0};
   const int32_t end = at.g + (op == rzf_op::vjp ? m : op == rzf_op::equalise ? slot((a.m + 1) / 2) : 0);
   const bool pairs = !a.is_double && bits(a.h) % 16 == 0 && bits(a.dh) % 16 == 0 && a.k * a.m % 2 == 0;
-  lane_work<T> w{lanes, chunk, 0, at, {a.h_b, 0, 1, int32_t(a.k * a.m), int32_t(a.k * a.m), pairs},
-                 copy_of(a.k, a, chunk, bits(a.s) | bits(a.ds)), copy_of(a.m, a, chunk, bits(a.x) | bits(a.g) | bits(a.out_x))};
+  lane_work<T> w{lanes,
+                 chunk,
+                 0,
+                 at,
+                 {a.h_b, 0, 1, int32_t(a.k * a.m), int32_t(a.k * a.m), pairs},
+                 copy_of(a.k, a, chunk, bits(a.s) | bits(a.ds)),
+                 copy_of(a.m, a, chunk, bits(a.x) | bits(a.g) | bits(a.out_x))};
   w.at.pitch = odd_row(end, piece);
   for (group = within_item(a, 128 / lanes); group > 1; --group)
     if (w.bytes(group * lanes) <= max_shared) break;
@@ -79,7 +83,8 @@ void lanes_on(const rzf_args& a, const channels<T>& v, const lane_work<T>& w, co
   if (n == 1) return run_body_on(run, Body<T, 1, 0>{v, w, rest...}, g);
   if (n == 2) return run_body_on(run, Body<T, 2, 0>{v, w, rest...}, g);
   if (n == 3) return run_body_on(run, Body<T, 3, 0>{v, w, rest...}, g);
-  if (!a.m_form && a.m == 4) return run_body_on(run, Body<T, 4, 4>{v, w, rest...}, g);
+  if constexpr (sizeof(T) == 4)
+    if (!a.m_form && a.m == 4) return run_body_on(run, Body<T, 4, 4>{v, w, rest...}, g);
   run_body_on(run, Body<T, 4, 0>{v, w, rest...}, g);
 }
 
@@ -88,34 +93,32 @@ struct team_plan {
   int32_t lanes, group;
   team_layout lay;
   int64_t workspace_ctas;  // 0: shared memory
+  int32_t shared(int32_t teams) const {
+    return team_work<float, false>::front(teams * lanes) + teams * int32_t(lay.bytes);
+  }
 };
 
-template <class T>
-team_plan teams_for(const rzf_args& a, rzf_op op) {
+inline team_plan teams_for(const rzf_args& a, rzf_op op) {
   const int64_t n = narrow_side(a), columns = op == rzf_op::equalise ? a.m + 1 : a.t;
-  const int32_t chunk = columns < 8 ? int32_t(columns) : 8;
+  const int32_t chunk = columns < most_team_columns ? int32_t(columns) : most_team_columns;
   team_plan p{128, 1, {a, chunk, op == rzf_op::vjp ? 2 * chunk : chunk, op != rzf_op::precode}, 0};
   for (int32_t lanes : {32, 16, 8, 4})
     if (n <= lanes) p.lanes = lanes;
-  p.group = within_item(a, p.lanes < 64 ? 64 / p.lanes : 1);
-  const auto bytes = [&](int32_t group) { return team_work<T>::front(group * p.lanes) + group * p.lay.bytes; };
-  while (p.group > 1 && bytes(p.group) > max_shared) --p.group;
-  if (bytes(p.group) <= max_shared) return p;
-  p.workspace_ctas = a.n < most_workspace_ctas ? a.n : most_workspace_ctas;
+  if (n <= most_team_rows && p.lay.bytes < max_shared && p.shared(1) <= max_shared) {
+    for (p.group = within_item(a, 64 / p.lanes); p.shared(p.group) > max_shared;) --p.group;
+    return p;
+  }
+  p.lanes = 128, p.workspace_ctas = a.n < most_workspace_ctas ? a.n : most_workspace_ctas;
   return p;
 }
 
-template <class T>
-team_work<T> team_of(const rzf_args& a, const channels<T>& v, const team_plan& p, void* workspace) {
-  return {v, p.lay, p.lanes, p.group * p.lanes, p.workspace_ctas ? p.workspace_ctas : v.units,
-          p.workspace_ctas ? static_cast<unsigned char*>(workspace) : nullptr, divisor(a.m)};
-}
-
-template <template <class> class Body, class T, class Run>
-void teams_on(const team_work<T>& w, const Run& run) {
-  const int64_t teams = w.workspace ? 0 : w.v.group * w.lay.bytes;
-  run_body_on(run, Body<T>{w}, {w.ctas < w.v.units ? w.ctas : w.v.units, w.lanes, w.v.group,
-                                team_work<T>::front(w.threads) + int32_t(teams)});
+template <template <class, bool> class Body, bool Large, class T, class Run>
+void teams_on(const rzf_args& a, const channels<T>& v, const team_plan& p, void* workspace, const Run& run) {
+  const int64_t ctas = Large ? p.workspace_ctas : v.units;
+  const int32_t threads = p.group * p.lanes;
+  run_body_on(run,
+              Body<T, Large>{{v, p.lay, p.lanes, threads, ctas, static_cast<unsigned char*>(workspace), divisor(a.m)}},
+              {ctas, p.lanes, p.group, Large ? team_work<T, true>::front(threads) : p.shared(p.group)});
 }
 
 // ---- scratch: partial sums, then workspace ----
@@ -130,7 +133,7 @@ scratch_sizes scratch_of(const rzf_args& a, rzf_op op) {
   if (in_lanes(a)) {
     lanes_for<T>(a, op, group);
   } else {
-    const team_plan p = teams_for<T>(a, op);
+    const team_plan p = teams_for(a, op);
     group = p.group, workspace = p.workspace_ctas * p.lay.bytes;
   }
   const int64_t sums = a.scale == 0 ? 0 : op == rzf_op::vjp ? dot_count(a) : ceil_div64(a.n / a.items, group);
@@ -141,7 +144,7 @@ inline int64_t rzf_scratch(const rzf_args& a, rzf_op op) {
   return s.partials + s.workspace;
 }
 
-template <template <class, int, int> class Lanes, template <class> class Team, class T, class Run, class... Rest>
+template <template <class, int, int> class Lanes, template <class, bool> class Team, class T, class Run, class... Rest>
 channels<T> solve_on(const rzf_args& a, rzf_op op, void* scratch, const Run& run, Rest... rest) {
   double* partial = static_cast<double*>(scratch);
   const int32_t dots = op == rzf_op::vjp && a.scale > 0 ? dot_count(a) : 0;
@@ -152,10 +155,10 @@ channels<T> solve_on(const rzf_args& a, rzf_op op, void* scratch, const Run& run
     lanes_on<Lanes>(a, v, w, run, rest...);
     return v;
   }
-  const team_plan p = teams_for<T>(a, op);
+  const team_plan p = teams_for(a, op);
   const channels<T> v(a, p.group, partial, dots);
   unsigned char* memory = static_cast<unsigned char*>(scratch) + scratch_of<T>(a, op).partials;
-  teams_on<Team>(team_of(a, v, p, memory), run);
+  p.workspace_ctas ? teams_on<Team, true>(a, v, p, memory, run) : teams_on<Team, false>(a, v, p, nullptr, run);
   return v;
 }
 

@@ -55,7 +55,7 @@ struct scale_power {
   SF_HD void multiply(int32_t threads, thread_place w, const item_segments::part& at, T f) const {
     for (int64_t e = int64_t(w.id) * N; e < at.count; e += int64_t(threads) * N) {
       wide<T, N> v = load<N>(x + at.from + e);
-      SF_UNROLL
+    SF_UNROLL
       for (int j = 0; j < N; ++j) v.c[j] = {v.c[j].re * f, v.c[j].im * f};
       store<N>(x + at.from + e, v);
     }

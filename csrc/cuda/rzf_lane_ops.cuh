@@ -1,4 +1,4 @@
-// rzf_precode, its vector-Jacobian product and lmmse_equalise for channels of at most 4 narrow rows: rzf_lanes.cuh.
+// rzf_precode and its vector-Jacobian product for channels of at most 4 narrow rows: rzf_lanes.cuh.
 #pragma once
 #include "rzf_lanes.cuh"
 
@@ -7,7 +7,7 @@ namespace sf::cuda {
 // x = V^H A^-1 s (K-form) or A^-1 V s (M-form)
 template <class T, int N, int LEN>
 struct precode_lanes {
-  static constexpr int max_threads = 128, min_ctas = LEN == 4 && sizeof(T) == 4 ? 4 : 0;  // at most 128 registers
+  static constexpr int max_threads = 128, min_ctas = lane_ctas<T, N>;
   using entry = wide<T, 1>;
   using memory = typename lane_work<T>::memory;
   channels<T> v;
@@ -35,13 +35,17 @@ struct precode_lanes {
           work.load(work.of_k, w.id, at.count, tc, v.s + at.first * work.of_k.channel + t0 * work.of_k.step, m.slots,
                     work.at.s);
       });
+      if (LEN == 0 && v.m_form && t0 == 0)
+        cta.phase([&](thread_place w) {
+          if (w.g < at.count) work.conjugate(w, m.slots, v.k * v.m);
+        });
       cta.phase([&](thread_place w) {
         if (w.g >= at.count) return;
         solve(w, at, t0, tc, m, regs[w.id]);
         m.flag[w.id] = !regs[w.id].good;
-        if (work.lanes == 1) conclude(w, at, m, regs[w.id]);
+        if (!v.rows && work.lanes == 1) conclude(w, at, m, regs[w.id]);
       });
-      if (work.lanes > 1)
+      if (!v.rows && work.lanes > 1)
         cta.phase([&](thread_place w) {
           if (w.p == 0 && w.g < at.count) conclude(w, at, m, regs[w.id]);
         });
@@ -50,15 +54,14 @@ struct precode_lanes {
                   work.at.x);
       });
     }
-    if (v.t > work.chunk)
-      cta.phase([&](thread_place w) { // chunks that were written before another one spoilt the channel
+    if (!v.rows && v.t > work.chunk)
+      cta.phase([&](thread_place w) {  // streams that were written before another one spoilt the channel
         if (w.g >= at.count || !m.flag[w.g * work.lanes]) return;
         for (int32_t e = w.p; e < v.m * v.t; e += work.lanes) v.out_x[(at.first + w.g) * v.m * v.t + e] = entry{};
       });
     if (v.scale == 0) return;
-    cta.phase([&](thread_place w) {
-      m.part[w.id] = w.g < at.count && !m.flag[w.g * work.lanes] ? regs[w.id].energy : 0.0;
-    });
+    cta.phase(
+        [&](thread_place w) { m.part[w.id] = w.g < at.count && !m.flag[w.g * work.lanes] ? regs[w.id].energy : 0.0; });
     sum_threads(cta, m.part);
     cta.last([&](thread_place w) {
       if (w.id == 0) v.partial[cta.index()] = summed(m.part, work.threads);
@@ -67,46 +70,56 @@ struct precode_lanes {
 
   SF_HD void solve(thread_place w, slice at, int32_t t0, int32_t tc, const memory& m, state& z) const {
     entry* slot = m.slots + w.g * work.at.pitch;
-    const bool m_form = LEN == 0 && v.m_form;
-    const int32_t len = LEN > 0 ? LEN : v.len;
     const lane_rows<T, N, LEN> rows(slot + work.at.h, v);
-    with_factor<false>(rows, len, v.reg(at.first + w.g), [&](const auto& V, const auto* l, const auto* inv,
-                                                               const auto* from, int32_t bad) {
-      using Q = std::remove_cv_t<std::remove_reference_t<decltype(*inv)>>;
-      z.info = bad;
-      for (int32_t t = w.p; t < tc; t += work.lanes) {
-        const entry* s = slot + work.at.s + t * v.at_t(v.k);
-        entry* x = slot + work.at.x + t * v.at_t(v.m);
-        const int32_t i_step = v.at_i(work.chunk);
-        const auto symbol = [&](int i) {
-          return v.s ? number<Q>(s[i * i_step]) : cx<Q>{Q(i == t0 + t ? 1 : 0), Q(0)};
-        };
-        const auto put = [&](int i, cx<Q> value) {
-          const entry e = entry_of<T>(value);
-          x[i * i_step] = e;
-          z.good = z.good && finite(e);
-          if (v.scale > 0) add_square(z.energy, e.c[0]);
-        };
-        cx<Q> u[N];
-        if (m_form) {
-          narrow_product<N>(V, N, len, symbol, u);
-          sf::solve<N>(l, inv, from, N, u);
-          loop<N>(0, N, [&](int i) { put(i, u[i]); });
-        } else {
-          loop<N>(0, N, [&](int i) { u[i] = symbol(i); });
-          sf::solve<N>(l, inv, from, N, u);
-          SF_UNROLL
-          for (int i = 0; i < len; ++i) {
-            cx<Q> y[1];
-            wide_product<1, N>(V, N, i, u, y);
-            put(i, y[0]);
-          }
-        }
-      }
-    });
+    const T reg = v.reg(at.first + w.g);
+    with_factor<false>(rows, LEN > 0 ? LEN : v.len, reg,
+                       [&](const auto& V, const auto* l, const auto* inv, const auto* from, int32_t bad) {
+                         z.info = bad;
+                         for (int32_t t = w.p; t < tc; t += work.lanes) {
+                           entry* x = slot + work.at.x + t * v.at_t(v.m);
+                           double energy = 0;
+                           const bool good =
+                               right_hand_side(V, l, inv, from, slot + work.at.s + t * v.at_t(v.k), x, t0 + t, energy);
+                           z.good = z.good && (good || v.rows);
+                           const auto verdict = v.settle(bad, good, reg);
+                           if (!v.rows || verdict.keep) z.energy += energy;
+                           if (!v.rows) continue;
+                           for (int32_t i = 0; !verdict.keep && i < v.m; ++i) x[i] = entry{};
+                           if (v.info) v.info[(at.first + w.g) * v.t + t0 + t] = verdict.info;
+                         }
+                       });
   }
 
-  SF_HD void conclude(thread_place w, slice at, const memory& m, state& z) const {
+  template <class V, class Q>
+  SF_HD bool right_hand_side(const V& V_, const cx<Q>* l, const Q* inv, const Q* from, const entry* s, entry* x,
+                             int32_t t, double& energy) const {
+    const int32_t len = LEN > 0 ? LEN : v.len, step = v.at_i(work.chunk);
+    bool good = true;
+    const auto symbol = [&](int i) { return v.s ? number<Q>(s[i * step]) : cx<Q>{Q(i == t ? 1 : 0), Q(0)}; };
+    const auto put = [&](int i, cx<Q> value) {
+      const entry e = entry_of<T>(value);
+      x[i * step] = e;
+      good = good && finite(e);
+      if (v.scale > 0) add_square(energy, e.c[0]);
+    };
+    cx<Q> u[N];
+    if (LEN == 0 && v.m_form) {
+      narrow_product<N>(V_, N, len, symbol, u);
+      sf::solve<N>(l, inv, from, N, u);
+      loop<N>(0, N, [&](int i) { put(i, u[i]); });
+    } else {
+      loop<N>(0, N, [&](int i) { u[i] = symbol(i); });
+      sf::solve<N>(l, inv, from, N, u);
+      loop<LEN>(0, len, [&](int i) {
+        cx<Q> y[1];
+        wide_product<1, N>(V_, N, i, u, y);
+        put(i, y[0]);
+      });
+    }
+    return good;
+  }
+
+  SF_HD void conclude(thread_place w, slice at, const memory& m, state& z) const {  // the fate of streams
     for (int32_t j = 1; j < work.lanes; ++j) z.good = z.good && !m.flag[w.id + j];
     const auto verdict = v.settle(z.info, z.good, v.reg(at.first + w.g));
     m.flag[w.id] = !verdict.keep;
@@ -118,9 +131,10 @@ struct precode_lanes {
 //   u = A^-1 p,  w = A^-1 V q,  x = V^H u,  r = q - V^H w,  dV = sum_t u r^H - w x^H,  d reg = -Re sum_t w^H u
 // and the gradient of s is w in the K-form, x in the M-form. A thread with the channel's only right-hand side puts dV
 // into V's slot, column by column; otherwise u, w, x and r go through shared memory and dV is formed entry by entry.
+// Symbols that are not finite took no part in x: zeros stand for them and for their gradient.
 template <class T, int N, int LEN>
 struct vjp_lanes {
-  static constexpr int max_threads = 128, min_ctas = LEN == 4 && sizeof(T) == 4 ? 4 : 0;
+  static constexpr int max_threads = 128, min_ctas = lane_ctas<T, 4>;  // also for small N: it keeps more
   using entry = wide<T, 1>;
   using memory = typename lane_work<T>::memory;
   channels<T> v;
@@ -130,6 +144,7 @@ struct vjp_lanes {
   struct state {
     double slope;
     int32_t info;
+    bool silent;
   };
   struct arrays {  // of one channel in shared memory
     entry *h, *p, *q, *w, *x;
@@ -160,7 +175,8 @@ struct vjp_lanes {
       cta.loads([&](thread_place w) {
         if (t0 == 0) {
           work.load(work.of_h, w.id, at.count, 1, v.h + at.first * v.h_b, m.slots, work.at.h);
-          regs[w.id] = {0.0, 0};
+          regs[w.id] = {0.0, 0, false};
+          if (!v.rows && v.s && w.g < at.count) m.flag[w.id] = !finite_streams(w, at);
         }
         const int64_t k0 = at.first * work.of_k.channel + t0 * work.of_k.step,
                       m0 = at.first * work.of_m.channel + t0 * work.of_m.step;
@@ -168,6 +184,13 @@ struct vjp_lanes {
         work.load(work.of_m, w.id, at.count, tc, v.g + m0, m.slots, work.at.g);
         if (v.scale > 0) work.load(work.of_m, w.id, at.count, tc, v.x + m0, m.slots, work.at.x);
       });
+      if (t0 == 0 && ((LEN == 0 && v.m_form) || (!v.rows && v.s)))
+        cta.phase([&](thread_place w) {
+          if (w.g >= at.count) return;
+          if (LEN == 0 && v.m_form) work.conjugate(w, m.slots, v.k * v.m);
+          for (int32_t j = 0; !v.rows && v.s && j < work.lanes; ++j)
+            regs[w.id].silent = regs[w.id].silent || m.flag[w.g * work.lanes + j];
+        });
       cta.phase([&](thread_place w) {
         if (w.g >= at.count) return;
         solve(w, at, t0, tc, m, power, regs[w.id]);
@@ -198,12 +221,7 @@ struct vjp_lanes {
                    state& z) const {
     const arrays a = arrays_of(m, w.g);
     const lane_rows<T, N, LEN> rows(a.h, v);
-    for (int32_t t = w.p; t < tc; t += work.lanes) {
-      entry* slot = m.slots + w.g * work.at.pitch;
-      for (int i = 0; !v.s && i < v.k; ++i) slot[work.at.s + i * a.step + t * v.at_t(v.k)] = {{{T(i == t0 + t), T(0)}}};
-      entry *g = slot + work.at.g + t * v.at_t(v.m), *x = slot + work.at.x + t * v.at_t(v.m);
-      for (int i = 0; v.scale > 0 && i < v.m; ++i) g[i * a.step] = power(g[i * a.step], x[i * a.step]);
-    }
+    for (int32_t t = w.p; t < tc; t += work.lanes) prepare(m.slots + w.g * work.at.pitch, t, t0, power, z);
     with_factor<false>(rows, len(), v.reg(at.first + w.g),
                        [&](const auto& V, const auto* l, const auto* inv, const auto* from, int32_t bad) {
                          z.info = bad;
@@ -211,9 +229,31 @@ struct vjp_lanes {
                        });
   }
 
+  SF_HD bool finite_streams(thread_place w, slice at) const {
+    bool good = true;
+    const entry* s = v.s + (at.first + w.g) * v.k * v.t;
+    for (int32_t e = w.p; e < v.k * v.t; e += work.lanes) good = good && finite(s[e]);
+    return good;
+  }
+
+  // A staged right-hand side: unit symbols, the adjoint of the power normalisation, silence.
+  SF_HD void prepare(entry* slot, int32_t t, int32_t t0, power_slope<T> power, const state& z) const {
+    const int32_t step = v.at_i(work.chunk);
+    entry *s = slot + work.at.s + t * v.at_t(v.k), *g = slot + work.at.g + t * v.at_t(v.m),
+          *x = slot + work.at.x + t * v.at_t(v.m);
+    bool silent = z.silent;
+    for (int i = 0; v.scale > 0 && i < v.m; ++i) g[i * step] = power(g[i * step], x[i * step]);
+    if (!v.s)
+      for (int i = 0; i < v.k; ++i) s[i * step] = {{{T(i == t0 + t), T(0)}}};
+    else if (v.rows)
+      for (int i = 0; i < v.k; ++i) silent = silent || !finite(s[i * step]);
+    for (int i = 0; silent && i < v.k; ++i) s[i * step] = entry{};
+    for (int i = 0; silent && i < v.m; ++i) g[i * step] = entry{};
+  }
+
   template <class V, class Q>
-  SF_HD void right_hand_side(const V& V_, const cx<Q>* l, const Q* inv, const Q* from,
-                             const lane_rows<T, N, LEN>& rows, const arrays& a, int32_t t, state& z) const {
+  SF_HD void right_hand_side(const V& V_, const cx<Q>* l, const Q* inv, const Q* from, const lane_rows<T, N, LEN>& rows,
+                             const arrays& a, int32_t t, state& z) const {
     const bool m_form = LEN == 0 && v.m_form;
     entry *p = a.p + t * v.at_t(v.n), *q = a.q + t * v.at_t(v.len), *w = a.w + t * v.at_t(v.n),
           *x = a.x + t * v.at_t(v.len);
@@ -229,9 +269,7 @@ struct vjp_lanes {
       if (!single() || !m_form) w[i * a.step] = entry_of<T>(y[i]);
     });
     if (!m_form && !v.dh) return;
-    const int32_t columns = len();
-    SF_UNROLL
-    for (int m = 0; m < columns; ++m) {
+    loop<LEN>(0, len(), [&](int m) {
       cx<Q> xm[1], rm[1];
       wide_product<1, N>(V_, N, m, u, xm);
       wide_product<1, N>(V_, N, m, y, rm);
@@ -243,9 +281,9 @@ struct vjp_lanes {
           cx<Q> d = {Q(0), Q(0)};
           add<times::conj_b>(d, u[i], rm[0]);
           sub<times::conj_b>(d, y[i], xm[0]);
-          a.h[rows.at(i, m)] = {{{T(d.re), T(d.im) * rows.turn()}}};
+          a.h[rows.at(i, m)] = entry_of<T>(m_form ? conj(d) : d);
         });
-    }
+    });
   }
 
   // dV of one channel, entry by entry; it grows in global memory over chunks of right-hand sides.
@@ -264,96 +302,6 @@ struct vjp_lanes {
       if (m_form) d = conj(d);
       if (t0) d = d + number<T>(out[e]);
       out[e] = s.flag[w.g * work.lanes] ? entry{} : entry_of<T>(d);
-    }
-  }
-};
-
-// s_hat = diag(G H)^-1 G y and 1/diag(G H) - 1, in double throughout: diag(G H) and 1 - diag(G H) both matter.
-template <class T, int N, int LEN>
-struct equalise_lanes {
-  static constexpr int max_threads = 128, min_ctas = 0;
-  using entry = wide<T, 1>;
-  using memory = typename lane_work<T>::memory;
-  channels<T> v;
-  lane_work<T> work;
-  divisor by_m;
-
-  template <class Cta>
-  SF_HD void operator()(const Cta& cta) const {
-    const slice at = v.at(cta.index());
-    const memory m = work.in(cta.shared());
-    cta.loads([&](thread_place w) {
-      work.load(work.of_h, w.id, at.count, 1, v.h + at.first * v.h_b, m.slots, work.at.h);
-      work.load(work.of_k, w.id, at.count, 1, v.s + at.first * v.k, m.slots, work.at.s);
-    });
-    cta.phase([&](thread_place w) {
-      if (w.g < at.count) solve(w, at, m);
-    });
-    cta.last([&](thread_place w) {
-      work.save(work.of_m, w.id, at.count, 1, v.out_x + at.first * v.m, m, work.at.x);
-      for (int32_t e = w.id; e < at.count * v.m; e += work.threads) {
-        const int32_t g = by_m(e), i = e - g * v.m;
-        const T* noise = reinterpret_cast<const T*>(m.slots + g * work.at.pitch + work.at.g);
-        v.out_noise[at.first * v.m + e] = m.flag[g] ? T(__builtin_inf()) : noise[i];
-      }
-    });
-  }
-
-  SF_HD void solve(thread_place w, slice at, const memory& m) const {
-    entry *slot = m.slots + w.g * work.at.pitch, *s = slot + work.at.s, *x = slot + work.at.x;
-    T* noise = reinterpret_cast<T*>(slot + work.at.g);
-    const bool m_form = LEN == 0 && v.m_form;
-    const int32_t len = LEN > 0 ? LEN : v.len;
-    const T reg = v.reg(at.first + w.g);
-    int32_t info = 0;
-    bool good = true;
-    const auto put = [&](int i, cx<double> biased, double gain, double rest) {  // diag(G H) and 1 - diag(G H)
-      const entry e = entry_of<T>(cx<double>{biased.re / gain, biased.im / gain});
-      x[i] = e, noise[i] = T(rest / gain), good = good && finite(e);
-    };
-    with_factor<true>(lane_rows<T, N, LEN>(slot + work.at.h, v), len, reg,
-                      [&](const auto& V, const auto* l, const auto* inv, const auto* from, int32_t bad) {
-                        info = bad;
-                        m_form ? estimate_m(V, len, reg, l, inv, from, s, put) : estimate_k(V, len, l, inv, from, s, put);
-                      });
-    const auto verdict = v.settle(info, good, reg);
-    m.flag[w.id] = verdict.info != 0;
-    if (v.info) v.info[at.first + w.g] = verdict.info;
-  }
-
-  template <class V, class Put>
-  SF_HD static void estimate_m(const V& V_, int32_t len, double reg, const cx<double>* l, const double* inv,
-                               const double* from, const entry* y, const Put& put) {
-    cx<double> u[N], z[N];
-    narrow_product<N>(V_, N, len, [&](int i) { return number<double>(y[i]); }, u);
-    sf::solve<N>(l, inv, from, N, u);
-    loop<N>(0, N, [&](int i) {
-      loop<N>(0, N, [&](int j) { z[j] = {j == i ? 1.0 : 0.0, 0.0}; });
-      sf::solve<N>(l, inv, from, N, z);
-      double gain = 0;  // (A^-1 V V^H)_ii = sum_m (V^H z)*_m (V^H)_mi: no difference of large numbers
-      for (int m = 0; m < len; ++m) {
-        cx<double> c[1];
-        wide_product<1, N>(V_, N, m, z, c);
-        const cx<double> own = V_(i, m);
-        gain += c[0].re * own.re - c[0].im * own.im;
-      }
-      put(i, u[i], gain, reg * z[i].re);
-    });
-  }
-  template <class V, class Put>
-  SF_HD static void estimate_k(const V& V_, int32_t len, const cx<double>* l, const double* inv, const double* from,
-                               const entry* y, const Put& put) {
-    cx<double> u[N], z[N];
-    loop<N>(0, N, [&](int i) { u[i] = number<double>(y[i]); });
-    sf::solve<N>(l, inv, from, N, u);
-    for (int m = 0; m < len; ++m) {
-      cx<double> biased[1];
-      wide_product<1, N>(V_, N, m, u, biased);
-      loop<N>(0, N, [&](int j) { z[j] = V_(j, m); });
-      sf::solve<N>(l, inv, from, N, z);
-      double gain = 0;
-      loop<N>(0, N, [&](int j) { gain += inner(V_(j, m), z[j]); });
-      put(m, biased[0], gain, 1.0 - gain);
     }
   }
 };

@@ -3,6 +3,8 @@
 // Channels and right-hand sides pass through shared memory, so that global memory sees whole lines; a channel's slots
 // there are an odd number of 16-byte pieces apart.
 #pragma once
+#include <type_traits>
+
 #include "channels.cuh"
 
 namespace sf::cuda {
@@ -33,6 +35,7 @@ struct block_copy {
   }
   template <int N, class F>
   SF_HD void pieces_of(int32_t id, int32_t threads, int32_t count, int32_t tc, const F& f) const {
+    SF_NO_UNROLL
     for (int32_t e = id; e < count * segments * pieces; e += threads) {
       const int32_t q = by_pieces(e), o = (e - q * pieces) * N;
       if (o >= tc * step) continue;
@@ -41,6 +44,11 @@ struct block_copy {
     }
   }
 };
+
+// CTAs of 128 threads that a multiprocessor must hold: at most 80 or 128 registers for the smallest matrices, 128 or 168
+// for the others.
+template <class T, int N>
+constexpr int lane_ctas = sizeof(T) == 4 ? (N <= 2 ? 6 : 4) : (N <= 2 ? 4 : 3);
 
 // Offsets of a channel's arrays in its slot, and the distance of slots, in entries.
 struct lane_slots {
@@ -54,8 +62,8 @@ struct lane_work {
   lane_slots at;
   block_copy of_h, of_k, of_m;  // h; arrays with K and with M entries a right-hand side
 
-  // Shared memory: a flag a thread (after `conclude` a channel's first says that its result does not count), numbers to
-  // sum, and the slots.
+  // Shared memory: a flag a thread (a channel's first comes to say that its result does not count), numbers to sum, and
+  // the slots.
   struct memory {
     int32_t* flag;
     double* part;
@@ -81,6 +89,11 @@ struct lane_work {
       copy_async<N>(to + g * pitch + slot, from + global);
     }
   };
+  SF_HD void conjugate(thread_place w, entry* slots, int32_t entries) const {
+    entry* slot = slots + w.g * at.pitch + at.h;
+    for (int32_t e = w.p; e < entries; e += lanes) slot[e].c[0].im = -slot[e].c[0].im;
+  }
+
   // first: of the unit's first channel in global memory; at: in a channel's slot
   SF_HD void load(const block_copy& c, int32_t id, int32_t count, int32_t tc, const entry* first, entry* slots,
                   int32_t slot) const {
@@ -104,20 +117,15 @@ struct lane_work {
   }
 };
 
-// V of a channel in its slot. LEN > 0: both sizes are compiled, K-form only.
+// V of a channel in its slot (conjugated there in the M-form). LEN > 0: both sizes are compiled, K-form only.
 template <class T, int N, int LEN>
 struct lane_rows {
   const wide<T, 1>* slot;
-  int32_t row_, col_;
-  T turn_;
+  int32_t row, col;
   SF_HD lane_rows(const wide<T, 1>* p, const channels<T>& v)
-      : slot(p), row_(v.m_form ? 1 : v.m), col_(v.m_form ? v.m : 1), turn_(v.m_form ? T(-1) : T(1)) {}
-  SF_HD int32_t at(int i, int m) const { return LEN > 0 ? i * LEN + m : i * row_ + m * col_; }
-  SF_HD T turn() const { return LEN > 0 ? T(1) : turn_; }  // -1: V is the adjoint
-  SF_HD cx<T> get(int i, int m) const {
-    const cx<T> z = number<T>(slot[at(i, m)]);
-    return {z.re, z.im * turn()};
-  }
+      : slot(p), row(LEN > 0 ? LEN : v.m_form ? 1 : v.m), col(LEN > 0 ? 1 : v.m_form ? v.m : 1) {}
+  SF_HD int32_t at(int i, int m) const { return i * row + m * col; }
+  SF_HD cx<T> get(int i, int m) const { return number<T>(slot[at(i, m)]); }
 };
 
 // What the algebra reads: the same rows in arithmetic type Q ...
@@ -158,14 +166,14 @@ SF_HD void factor_and(const V& v, int len, const Q* diag, Q bound, const Job& jo
   if constexpr (Pivoted) {
     cx<Q> a[N * N];
     factor_pivoted<N>(v, N, len, diag, bound, a, f.from, f.l, f.inv, bad);
-    job(v, f.l, f.inv, static_cast<const Q*>(f.from), int32_t(bad));
+    job(v, f.l, f.inv, static_cast<const Q*>(f.from), bound == bound ? int32_t(bad) : -1);
   } else {
     factor<N>(v, N, len, diag, bound, f.l, f.inv, bad);
-    job(v, f.l, f.inv, static_cast<const Q*>(nullptr), int32_t(bad));
+    job(v, f.l, f.inv, static_cast<const Q*>(nullptr), bound == bound ? int32_t(bad) : -1);
   }
 }
 
-// job(v, l, inv, from, info) in the arithmetic that the regulariser asks for: the type of the data; double below 1e-3 of
+// job(v, l, inv, from, failing pivot or -1) in the arithmetic that the regulariser asks for: the type of the data; double below 1e-3 of
 // the mean diagonal; with diagonal pivoting within rounding of zero, where singular channels must be found.
 template <bool AlwaysDouble, class T, int N, int LEN, class Job>
 SF_HD void with_factor(const lane_rows<T, N, LEN>& rows, int len, T reg, const Job& job) {

@@ -1,34 +1,52 @@
-// rzf_precode, its vector-Jacobian product and lmmse_equalise with a team of threads per channel: rzf_teams.cuh.
+// rzf_precode and its vector-Jacobian product with a team of threads per channel: rzf_teams.cuh.
 #pragma once
 #include "rzf_teams.cuh"
 
 namespace sf::cuda {
 
-// Right-hand sides and gradients of one channel, straight from global memory.
+// Right-hand sides and gradients of one channel, straight from global memory; t counts from the chunk's first, t0.
+// Silent ones read as zero.
 template <class T>
 struct team_inputs {
   const channels<T>& v;
   int64_t channel;
+  int32_t t0;
   power_slope<T> power;
+  uint32_t silent;
+  SF_HD bool heard(int32_t t) const { return !(silent >> t & 1); }
   template <class Q>
   SF_HD cx<Q> symbol(int32_t i, int32_t t) const {
-    if (!v.s) return {Q(i == t ? 1 : 0), Q(0)};
-    return number<Q>(v.s[channel * v.k * v.t + i * v.at_i(v.t) + t * v.at_t(v.k)]);
+    if (!v.s) return {Q(i == t0 + t ? 1 : 0), Q(0)};
+    return heard(t) ? number<Q>(v.s[channel * v.k * v.t + i * v.at_i(v.t) + (t0 + t) * v.at_t(v.k)])
+                    : cx<Q>{Q(0), Q(0)};
   }
   template <class Q>
   SF_HD cx<Q> gradient(int32_t m, int32_t t) const {
-    const int64_t e = channel * v.m * v.t + m * v.at_i(v.t) + t * v.at_t(v.m);
+    const int64_t e = channel * v.m * v.t + m * v.at_i(v.t) + (t0 + t) * v.at_t(v.m);
+    if (!heard(t)) return {Q(0), Q(0)};
     return number<Q>(v.scale > 0 ? power(v.g[e], v.x[e]) : v.g[e]);
+  }
+  // Bits of the right-hand sides in which thread p of `lanes` finds a symbol that is not finite
+  SF_HD uint32_t spoilt(int32_t p, int32_t lanes, int32_t tc) const {
+    uint32_t bits = 0;
+    if (!v.s) return bits;
+    const wide<T, 1>* s = v.s + channel * v.k * v.t;
+    if (v.rows)
+      for (int32_t t = 0; t < tc; ++t)
+        for (int32_t i = p; i < v.k; i += lanes) bits |= uint32_t(!finite(s[(t0 + t) * v.k + i])) << t;
+    else
+      for (int32_t e = p; e < v.k * v.t; e += lanes) bits |= finite(s[e]) ? 0u : ~0u;
+    return bits;
   }
 };
 
-template <class T>
+template <class T, bool Large>
 struct precode_team {
-  static constexpr int max_threads = 128, min_ctas = 1;
+  static constexpr int max_threads = 128, min_ctas = Large ? 1 : sizeof(T) == 4 ? 4 : 3;
   static constexpr bool always_double = false;
-  using state = typename team_work<T>::state;
-  using work = typename team_work<T>::work;
-  team_work<T> team;
+  using state = typename team_work<T, Large>::state;
+  using work = typename team_work<T, Large>::work;
+  team_work<T, Large> team;
 
   template <class Cta>
   SF_HD void operator()(const Cta& cta) const {
@@ -36,62 +54,83 @@ struct precode_team {
     for (int64_t unit = cta.index(); unit < team.v.units; unit += team.ctas) {
       const slice where = team.v.at(unit);
       team.unit(cta, where, regs, *this);
-      finish(cta, where, unit, regs);
+      if (!team.v.rows) finish_streams(cta, where, regs);
+      if (team.v.scale > 0) add_up(cta, unit, where, regs);
     }
   }
 
   template <class Q, bool Pivoted, class Cta, class Each>
   SF_HD void matrices(const Cta& cta, const Each& each) const {
+    const channels<T>& v = team.v;
     team.template factor<Q, Pivoted>(cta, each);
-    for (int32_t t0 = 0; t0 < team.v.t; t0 += team.lay.chunk) {
-      const int32_t tc = least(team.lay.chunk, team.v.t - t0);
+    for (int32_t t0 = 0; t0 < v.t; t0 += team.lay.chunk) {
+      const int32_t tc = least(team.lay.chunk, v.t - t0);
       each([&](const work& w, state&) {
-        const team_inputs<T> in{team.v, w.channel, {}};
+        const team_inputs<T> in{v, w.channel, t0, {}, 0};
         team.own_rows(w, [&](int32_t i) {
           for (int32_t c = 0; c < tc; ++c) {
-            const auto symbol = [&](int32_t j) { return in.template symbol<Q>(j, t0 + c); };
+            const auto symbol = [&](int32_t j) { return in.template symbol<Q>(j, c); };
             team.template b<Q>(w, i, c) =
-                entry_of<Q>(team.v.m_form ? team.template narrow_entry<Q>(w, i, symbol) : symbol(i));
+                entry_of<Q>(v.m_form ? team.template narrow_entry<Q>(w, i, symbol) : symbol(i));
           }
         });
       });
       team.template solve<Q, Pivoted>(each, tc);
+      int32_t* flag = team.flags(cta.shared());
       each([&](const work& w, state& z) {
-        const auto put = [&](int32_t m, int32_t c, cx<Q> x) {
-          const wide<T, 1> e = entry_of<T>(x);
-          team.v.out_x[w.channel * team.v.m * team.v.t + m * team.v.at_i(team.v.t) + (t0 + c) * team.v.at_t(team.v.m)] = e;
-          z.good = z.good && finite(e);
-          if (team.v.scale > 0) add_square(z.sum, e.c[0]);
-        };
+        uint32_t bits = 0;
         for (int32_t c = 0; c < tc; ++c) {
-          if (team.v.m_form)
-            team.own_rows(w, [&](int32_t i) { put(i, c, number<Q>(team.template b<Q>(w, i, c))); });
+          const auto put = [&](int32_t m, cx<Q> x) {
+            const wide<T, 1> e = entry_of<T>(x);
+            out(w.channel, m, t0 + c) = e;
+            bits |= uint32_t(!finite(e)) << c;
+          };
+          if (v.m_form)
+            team.own_rows(w, [&](int32_t i) { put(i, number<Q>(team.template b<Q>(w, i, c))); });
           else
-            team.own_wide(w, [&](int32_t m) { put(m, c, team.template wide_entry<Q>(w, m, c)); });
+            team.own_wide(w, [&](int32_t m) { put(m, team.template wide_entry<Q>(w, m, c)); });
         }
+        flag[w.id] = int32_t(bits), z.good = z.good && !bits;
       });
+      if (v.rows) each([&](const work& w, state& z) { finish_samples(w, z, t0, tc, team.team_bits(w, flag)); });
     }
   }
+  SF_HD wide<T, 1>& out(int64_t channel, int32_t m, int32_t t) const {
+    return team.v.out_x[channel * team.v.m * team.v.t + m * team.v.at_i(team.v.t) + t * team.v.at_t(team.v.m)];
+  }
 
+  SF_HD void finish_samples(const work& w, state& z, int32_t t0, int32_t tc, uint32_t spoilt) const {
+    for (int32_t c = 0; c < tc; ++c) {
+      const auto verdict = team.settle(w, !(spoilt >> c & 1));
+      if (team.v.info && w.p == 0) team.v.info[w.channel * team.v.t + t0 + c] = verdict.info;
+      const int32_t size = team.v.m_form ? team.v.n : team.v.len;  // the entries that this thread has written
+      for (int32_t m = w.p; m < size; m += team.lanes) keep_or_clear(z, verdict.keep, out(w.channel, m, t0 + c));
+    }
+  }
+  SF_HD void keep_or_clear(state& z, bool keep, wide<T, 1>& e) const {
+    if (!keep)
+      e = wide<T, 1>{};
+    else if (team.v.scale > 0)
+      add_square(z.sum, e.c[0]);
+  }
   template <class Cta, class Regs>
-  SF_HD void finish(const Cta& cta, const slice& where, int64_t unit, Regs& regs) const {
-    double* part = team.parts(cta.shared());
+  SF_HD void finish_streams(const Cta& cta, const slice& where, Regs& regs) const {
     int32_t* flag = team.flags(cta.shared());
     cta.phase([&](thread_place t) { flag[t.id] = !regs[t.id].good; });
     cta.phase([&](thread_place t) {
       if (t.g >= where.count) return;
-      const auto verdict = team.conclude(cta, where, t, flag);
-      if (team.v.info && t.p == 0) team.v.info[where.first + t.g] = verdict.info;
-      if (!verdict.keep)
-        for (int64_t e = t.p; e < int64_t(team.v.m) * team.v.t; e += team.lanes)
-          team.v.out_x[(where.first + t.g) * team.v.m * team.v.t + e] = wide<T, 1>{};
-      part[t.id] = verdict.keep ? regs[t.id].sum : 0.0;
+      const work w = team.locate(cta, where, t);
+      const auto verdict = team.settle(w, !team.team_bits(w, flag));
+      if (team.v.info && w.p == 0) team.v.info[w.channel] = verdict.info;
+      const int32_t size = team.v.m * team.v.t;
+      for (int32_t e = w.p; e < size; e += team.lanes)
+        keep_or_clear(regs[t.id], verdict.keep, team.v.out_x[w.channel * size + e]);
     });
-    if (team.v.scale == 0) return;
-    if (where.count < team.v.group)
-      cta.phase([&](thread_place t) {
-        if (t.g >= where.count) part[t.id] = 0;
-      });
+  }
+  template <class Cta, class Regs>
+  SF_HD void add_up(const Cta& cta, int64_t unit, const slice& where, Regs& regs) const {
+    double* part = team.parts(cta.shared());
+    cta.phase([&](thread_place t) { part[t.id] = t.g < where.count ? regs[t.id].sum : 0.0; });
     sum_threads(cta, part);
     cta.phase([&](thread_place t) {
       if (t.id == 0) team.v.partial[unit] = summed(part, team.threads);
@@ -100,13 +139,13 @@ struct precode_team {
 };
 
 // The same products as vjp_lanes: u in columns 0.. of b, w in columns chunk.., x and r in the wide arrays.
-template <class T>
+template <class T, bool Large>
 struct vjp_team {
-  static constexpr int max_threads = 128, min_ctas = 1;
+  static constexpr int max_threads = 128, min_ctas = Large ? 1 : sizeof(T) == 4 ? 4 : 3;
   static constexpr bool always_double = false;
-  using state = typename team_work<T>::state;
-  using work = typename team_work<T>::work;
-  team_work<T> team;
+  using state = typename team_work<T, Large>::state;
+  using work = typename team_work<T, Large>::work;
+  team_work<T, Large> team;
 
   struct with_power {  // what team_work::unit runs
     static constexpr bool always_double = false;
@@ -128,7 +167,8 @@ struct vjp_team {
       if (team.v.scale > 0) {
         sum_partials(cta, part, team.v.partial + where.item * team.v.dots, team.v.dots);
         const double norm = team.v.norm[where.item];
-        power = {norm > 0 ? T(team.v.scale / norm) : T(0), T(summed(part, team.threads) / (team.v.scale * team.v.scale))};
+        power = {norm > 0 ? T(team.v.scale / norm) : T(0),
+                 T(summed(part, team.threads) / (team.v.scale * team.v.scale))};
       }
       team.unit(cta, where, regs, with_power{*this, power});
       cta.phase([&](thread_place t) { part[t.id] = regs[t.id].sum; });
@@ -136,7 +176,7 @@ struct vjp_team {
         if (t.p || t.g >= where.count) return;
         double sum = 0;
         for (int32_t j = 0; j < team.lanes; ++j) sum += part[t.id + j];
-        team.v.da[where.first + t.g] = team.keeps(team.locate(cta, where, t)) ? sum : 0.0;
+        team.v.da[where.first + t.g] = team.settle(team.locate(cta, where, t), true).keep ? sum : 0.0;
       });
     }
   }
@@ -147,15 +187,20 @@ struct vjp_team {
     const int32_t chunk = team.lay.chunk;
     for (int32_t t0 = 0; t0 < team.v.t; t0 += chunk) {
       const int32_t tc = least(chunk, team.v.t - t0);
+      int32_t* flag = team.flags(cta.shared());
       each([&](const work& w, state&) {
-        const team_inputs<T> in{team.v, w.channel, power};
+        flag[w.id] = int32_t(team_inputs<T>{team.v, w.channel, t0, power, 0}.spoilt(w.p, team.lanes, tc));
+      });
+      each([&](const work& w, state& z) {
+        z.silent = team.team_bits(w, flag);
+        const team_inputs<T> in{team.v, w.channel, t0, power, z.silent};
         team.own_rows(w, [&](int32_t i) {
           for (int32_t c = 0; c < tc; ++c) {
-            const auto symbol = [&](int32_t j) { return in.template symbol<Q>(j, t0 + c); };
-            const auto gradient = [&](int32_t j) { return in.template gradient<Q>(j, t0 + c); };
+            const auto symbol = [&](int32_t j) { return in.template symbol<Q>(j, c); };
+            const auto gradient = [&](int32_t j) { return in.template gradient<Q>(j, c); };
             const cx<Q> u = team.v.m_form ? gradient(i) : symbol(i);
             const cx<Q> y = team.v.m_form ? team.template narrow_entry<Q>(w, i, symbol)
-                                     : team.template narrow_entry<Q>(w, i, gradient);
+                                          : team.template narrow_entry<Q>(w, i, gradient);
             team.template b<Q>(w, i, c) = entry_of<Q>(u), team.template b<Q>(w, i, chunk + c) = entry_of<Q>(y);
           }
         });
@@ -168,12 +213,13 @@ struct vjp_team {
 
   template <class Q>
   SF_HD void sides(const work& w, state& z, power_slope<T> power, int32_t t0, int32_t tc) const {
-    const team_inputs<T> in{team.v, w.channel, power};
+    const team_inputs<T> in{team.v, w.channel, t0, power, z.silent};
     const int32_t chunk = team.lay.chunk;
-    const bool keep = team.keeps(w);
+    const bool keep = team.settle(w, true).keep;
     const auto put = [&](int32_t i, int32_t c, cx<Q> d) {
       if (team.v.ds)
-        team.v.ds[w.channel * team.v.k * team.v.t + i * team.v.at_i(team.v.t) + (t0 + c) * team.v.at_t(team.v.k)] = keep ? entry_of<T>(d) : wide<T, 1>{};
+        team.v.ds[w.channel * team.v.k * team.v.t + i * team.v.at_i(team.v.t) + (t0 + c) * team.v.at_t(team.v.k)] =
+            keep ? entry_of<T>(d) : wide<T, 1>{};
     };
     for (int32_t c = 0; c < tc; ++c) {
       team.own_rows(w, [&](int32_t i) {
@@ -186,7 +232,7 @@ struct vjp_team {
           const cx<Q> x = team.template wide_entry<Q>(w, m, c);
           if (team.v.m_form) put(m, c, x);
           if (!team.v.dh) return;
-          const cx<Q> q = team.v.m_form ? in.template symbol<Q>(m, t0 + c) : in.template gradient<Q>(m, t0 + c);
+          const cx<Q> q = team.v.m_form ? in.template symbol<Q>(m, c) : in.template gradient<Q>(m, c);
           team.template at<Q>(w, team.lay.w0, m * team.lay.w_row + c) = entry_of<Q>(x);
           team.template at<Q>(w, team.lay.w1, m * team.lay.w_row + c) =
               entry_of<Q>(q - team.template wide_entry<Q>(w, m, chunk + c));
@@ -198,9 +244,10 @@ struct vjp_team {
   template <class Q>
   SF_HD void channel_slope(const work& w, int32_t t0, int32_t tc) const {
     wide<T, 1>* out = team.v.dh + w.channel * team.v.k * team.v.m;
-    const bool keep = team.keeps(w);
+    const bool keep = team.settle(w, true).keep;
     for (int32_t e = w.p; e < team.v.k * team.v.m; e += team.lanes) {
-      const int32_t row = team.by_m(e), col = e - row * team.v.m, i = team.v.m_form ? col : row, m = team.v.m_form ? row : col;
+      const int32_t row = team.by_m(e), col = e - row * team.v.m, i = team.v.m_form ? col : row,
+                    m = team.v.m_form ? row : col;
       cx<Q> d = {Q(0), Q(0)};
       for (int32_t c = 0; c < tc; ++c) {
         const int32_t at = m * team.lay.w_row + c;
@@ -212,104 +259,6 @@ struct vjp_team {
       if (team.v.m_form) d = conj(d);
       if (t0) d = d + number<Q>(out[e]);
       out[e] = keep ? entry_of<T>(d) : wide<T, 1>{};
-    }
-  }
-};
-
-// Column 0 of b is y's; the others are unit vectors (M-form) or columns of V (K-form), for diag(G H).
-template <class T>
-struct equalise_team {
-  static constexpr int max_threads = 128, min_ctas = 1;
-  static constexpr bool always_double = true;
-  using state = typename team_work<T>::state;
-  using work = typename team_work<T>::work;
-  team_work<T> team;
-
-  template <class Cta>
-  SF_HD void operator()(const Cta& cta) const {
-    auto regs = cta.template registers<state>();
-    int32_t* flag = team.flags(cta.shared());
-    for (int64_t unit = cta.index(); unit < team.v.units; unit += team.ctas) {
-      const slice where = team.v.at(unit);
-      team.unit(cta, where, regs, *this);
-      cta.phase([&](thread_place t) { flag[t.id] = !regs[t.id].good; });
-      cta.phase([&](thread_place t) {
-        if (t.g >= where.count) return;
-        const auto verdict = team.conclude(cta, where, t, flag);
-        if (team.v.info && t.p == 0) team.v.info[where.first + t.g] = verdict.info;
-        for (int32_t m = t.p; verdict.info && m < team.v.m; m += team.lanes) {
-          team.v.out_x[(where.first + t.g) * team.v.m + m] = wide<T, 1>{};
-          team.v.out_noise[(where.first + t.g) * team.v.m + m] = T(__builtin_inf());
-        }
-      });
-    }
-  }
-
-  template <class Q, bool Pivoted, class Cta, class Each>
-  SF_HD void matrices(const Cta& cta, const Each& each) const {
-    team.template factor<Q, Pivoted>(cta, each);
-    const int32_t all = 1 + team.v.m;  // y, and one column for each symbol
-    for (int32_t c0 = 0; c0 < all; c0 += team.lay.chunk) {
-      const int32_t cc = least(team.lay.chunk, all - c0);
-      each([&](const work& w, state&) {
-        const team_inputs<T> in{team.v, w.channel, {}};
-        const auto received = [&](int32_t j) { return in.template symbol<Q>(j, 0); };
-        team.own_rows(w, [&](int32_t i) {
-          for (int32_t c = 0; c < cc; ++c) {
-            const int32_t j = c0 + c - 1;
-            cx<Q> x = {Q(i == j ? 1 : 0), Q(0)};
-            if (j < 0)
-              x = team.v.m_form ? team.template narrow_entry<Q>(w, i, received) : received(i);
-            else if (!team.v.m_form)
-              x = team.template row<Q>(w, i, j);
-            team.template b<Q>(w, i, c) = entry_of<Q>(x);
-          }
-        });
-      });
-      team.template solve<Q, Pivoted>(each, cc);
-      each([&](const work& w, state&) { before_scaling<Q>(w, c0, cc); });
-      each([&](const work& w, state& z) { scaled<Q>(w, z, c0, cc); });
-    }
-  }
-
-  // V^H A^-1 of the M-form, and the biased estimates
-  template <class Q>
-  SF_HD wide<Q, 1>& wide_at(const work& w, int32_t m, int32_t c) const {
-    return team.template at<Q>(w, team.lay.w0, m * team.lay.w_row + c);
-  }
-  template <class Q>
-  SF_HD wide<Q, 1>& biased(const work& w, int32_t m) const {
-    return team.template at<Q>(w, team.lay.w1, m);
-  }
-  template <class Q>
-  SF_HD void before_scaling(const work& w, int32_t c0, int32_t cc) const {
-    if (c0 == 0 && team.v.m_form) team.own_rows(w, [&](int32_t i) { biased<Q>(w, i) = team.template b<Q>(w, i, 0); });
-    team.own_wide(w, [&](int32_t m) {
-      if (c0 == 0 && !team.v.m_form) biased<Q>(w, m) = entry_of<Q>(team.template wide_entry<Q>(w, m, 0));
-      for (int32_t c = c0 == 0; team.v.m_form && c < cc; ++c)
-        wide_at<Q>(w, m, c) = entry_of<Q>(team.template wide_entry<Q>(w, m, c));
-    });
-  }
-  template <class Q>
-  SF_HD void scaled(const work& w, state& z, int32_t c0, int32_t cc) const {
-    for (int32_t c = w.p + (c0 == 0); c < cc; c += team.lanes) {
-      const int32_t j = c0 + c - 1;
-      Q gain(0), rest(0);
-      if (team.v.m_form) {  // (A^-1 V V^H)_jj = sum_m (V^H z)*_m (V^H)_mj: no difference of large numbers
-        for (int32_t m = 0; m < team.v.len; ++m) {
-          const cx<Q> a = number<Q>(wide_at<Q>(w, m, c)), own = team.template row<Q>(w, j, m);
-          gain += a.re * own.re - a.im * own.im;
-        }
-        rest = Q(team.v.reg(w.channel)) * number<Q>(team.template b<Q>(w, j, c)).re;
-      } else {
-        for (int32_t i = 0; i < team.v.n; ++i)
-          gain += inner(team.template row<Q>(w, i, j), number<Q>(team.template b<Q>(w, i, c)));
-        rest = Q(1) - gain;
-      }
-      const cx<Q> u = number<Q>(biased<Q>(w, j));
-      const wide<T, 1> e = entry_of<T>(cx<Q>{u.re / gain, u.im / gain});
-      team.v.out_x[w.channel * team.v.m + j] = e, team.v.out_noise[w.channel * team.v.m + j] = T(rest / gain);
-      z.good = z.good && finite(e);
     }
   }
 };

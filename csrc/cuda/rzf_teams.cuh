@@ -1,13 +1,15 @@
 // A team of threads per matrix, for more than 4 narrow rows or long ones: thread p owns rows p, p + lanes, ... of the
-// factor, in shared memory (or, when one matrix does not fit there, in a workspace of the CTA's own in global memory).
-// Each phase below is one column for all rows at once. The arithmetic is chosen per matrix as in rzf_lanes.cuh; a pass
-// of the CTA serves the matrices of one arithmetic while the others wait.
+// factor, in shared memory. Each phase below is one column for all rows at once. The arithmetic is chosen per matrix as
+// in rzf_lanes.cuh; a pass of the CTA serves the matrices of one arithmetic while the others wait. Large matrices (more
+// than 32 rows, or too long for shared memory) are correct rather than fast: a CTA each, pivoted in double, in a
+// workspace of the CTA's own in global memory.
 #pragma once
 #include "channels.cuh"
 
 namespace sf::cuda {
 
-constexpr int32_t most_team_rows = 32;  // up to here a thread has one row; beyond, everything is pivoted, in double
+constexpr int32_t most_team_rows = 32;    // a thread has one row at most, unless the matrix is large
+constexpr int32_t most_team_columns = 8;  // right-hand sides at a time, a bit each
 
 // Byte offsets in a team's memory, sized for double: V; columns of L below the diagonal [n][l_row]; its diagonal;
 // reciprocals of its roots; right-hand sides [n][b_row]; two wide arrays [len][w_row]; pivots; the failing one.
@@ -24,7 +26,8 @@ struct team_layout {
     int64_t at = 0;
     const auto take = [&](int64_t size) { return (at += (size + 15) / 16 * 16) - (size + 15) / 16 * 16; };
     v = take(a.k * v_row * entry), l = take(n * l_row * 16), diag = take(n * 8), inv = take(n * 8);
-    b = take(n * b_row * 16), w0 = take(wide_arrays ? len * w_row * 16 : 0), w1 = take(wide_arrays ? len * w_row * 16 : 0);
+    b = take(n * b_row * 16), w0 = take(wide_arrays ? len * w_row * 16 : 0),
+    w1 = take(wide_arrays ? len * w_row * 16 : 0);
     order = take(n * 4), rank = take(n * 4), info = take(4);
     bytes = (at + 127) / 128 * 128 + 64;  // neighbouring teams half the banks apart
   }
@@ -32,7 +35,7 @@ struct team_layout {
 
 enum arithmetic : int32_t { plain, in_double, pivoted };
 
-template <class T>
+template <class T, bool Large>
 struct team_work {
   using entry = wide<T, 1>;
   static constexpr bool single = sizeof(T) == 4;
@@ -40,13 +43,14 @@ struct team_work {
   team_layout lay;
   int32_t lanes, threads;
   int64_t ctas;              // of the launch; each takes every ctas-th unit
-  unsigned char* workspace;  // null: shared memory
+  unsigned char* workspace;  // of large matrices
   divisor by_m;
 
   struct state {
     arithmetic mode;
     int32_t info;  // while factoring; then in the team's memory
     bool good;
+    uint32_t silent;    // right-hand sides of the chunk whose symbols are not finite
     double limit, sum;  // least pivot; the energy of x, or the slope of the regulariser
   };
   struct work {  // thread p of the team on `channel`
@@ -74,10 +78,9 @@ struct team_work {
     return reinterpret_cast<int32_t*>(w.memory + array)[i];
   }
   template <class Q>
-  SF_HD cx<Q> row(const work& w, int32_t i, int32_t m) const {  // V
+  SF_HD cx<Q> row(const work& w, int32_t i, int32_t m) const {  // V, conjugated where it lies in the M-form
     const int32_t index = v.m_form ? m * lay.v_row + i : i * lay.v_row + m;
-    const cx<Q> z = number<Q>(at<T>(w, lay.v, index));
-    return v.m_form ? conj(z) : z;
+    return number<Q>(at<T>(w, lay.v, index));
   }
   template <class Q>
   SF_HD wide<Q, 1>& l(const work& w, int32_t i, int32_t j) const {
@@ -135,8 +138,7 @@ struct team_work {
       cx<Q> c[4];
     };
     auto regs = cta.template registers<columns>();
-    for (int32_t j0 = 0; j0 < v.n; j0 += 4)
-      SF_UNROLL
+    for (int32_t j0 = 0; j0 < v.n; j0 += 4) SF_UNROLL
       for (int c = 0; c < 4; ++c) {
         if (j0 + c >= v.n) continue;
         each([&](const work& w, state& z) {
@@ -146,7 +148,7 @@ struct team_work {
           const int32_t j = j0 + c;
           const Q r = root(real<Q>(w, lay.diag, j), Q(z.limit), j, z);
           if (w.p == j) real<Q>(w, lay.inv, j) = r;
-          if (j == v.n - 1) whole(w, lay.info, 0) = z.info;  // the last row has met every pivot
+          if (j == v.n - 1) publish(w, z);  // the last row has met every pivot
           if (w.p == j) return;
           SF_UNROLL
           for (int k = 0; k < c; ++k) sub<times::conj_b>(acc[c], acc[k], number<Q>(l<Q>(w, j, j0 + k)));
@@ -180,6 +182,10 @@ struct team_work {
     return r;
   }
 
+  SF_HD void publish(const work& w, const state& z) const {
+    whole(w, lay.info, 0) = z.limit == z.limit ? z.info : -1;  // -1: V is not finite
+  }
+
   // L with diagonal pivoting: rows stay where they are, order[j] is the pivot of step j and rank[i] the step of row i.
   template <class Each>
   SF_HD void factor_pivoted(const Each& each) const {
@@ -195,7 +201,8 @@ struct team_work {
         whole(w, lay.order, j) = best, whole(w, lay.rank, best) = j;
         const bool failed = z.info > 0;  // nothing larger is left
         const Q r = root(real<Q>(w, lay.diag, best), z.limit, j, z);
-        real<Q>(w, lay.inv, j) = failed ? Q(0) : r, whole(w, lay.info, 0) = z.info;
+        real<Q>(w, lay.inv, j) = failed ? Q(0) : r;
+        publish(w, z);
       });
       each([&](const work& w, state&) {
         const int32_t q = whole(w, lay.order, j);
@@ -259,14 +266,16 @@ struct team_work {
   // ---- one unit: stage V, choose arithmetics, and run op.matrices<Q, Pivoted>(..) for those that occur ----
   template <class Cta>
   SF_HD work locate(const Cta& cta, const slice& where, thread_place t) const {
-    unsigned char* base = workspace ? workspace + cta.index() * lay.bytes : cta.shared() + front(threads);
-    return {t.p, t.id, where.first + t.g, base + t.g * lay.bytes};
+    unsigned char* memory = Large ? workspace + cta.index() * lay.bytes
+                                  : cta.shared() + front(threads) + t.g * int32_t(lay.bytes);
+    return {t.p, t.id, where.first + t.g, memory};
   }
   template <class Cta, class Regs, class Op>
   SF_HD void unit(const Cta& cta, const slice& where, Regs& regs, const Op& op) const {
-    const bool large = v.n > most_team_rows;
+    constexpr bool has_plain = single && !Op::always_double && !Large;
+    constexpr arithmetic rest = Large ? pivoted : in_double;
     cta.loads([&](thread_place t) {
-      regs[t.id] = {large ? pivoted : single && !Op::always_double ? plain : in_double, 0, true, 0, 0};
+      regs[t.id] = {has_plain ? plain : rest, 0, true, 0, 0, 0};
       if (t.g < where.count) stage(locate(cta, where, t));
     });
     const auto in_mode = [&](thread_place t, arithmetic mode) { return t.g < where.count && regs[t.id].mode == mode; };
@@ -280,32 +289,37 @@ struct team_work {
         });
       };
     };
-    if constexpr (single && !Op::always_double)
-      if (!large) {
-        each_in(plain)([&](const work& w, state&) { diagonal_of<T>(w); });
-        const bool more = cta.any([&](thread_place t) {
-          return in_mode(t, plain) && needs_double(locate(cta, where, t), regs[t.id]);
-        });
-        if (occurs(plain)) op.template matrices<T, false>(cta, each_in(plain));
-        if (!more) return;
-      }
-    const arithmetic rest = large ? pivoted : in_double;
+    if (v.m_form)
+      cta.phase([&](thread_place t) {
+        if (t.g >= where.count) return;
+        const work w = locate(cta, where, t);
+        for (int32_t e = t.p; e < v.k * v.m; e += lanes) at<T>(w, lay.v, e).c[0].im = -at<T>(w, lay.v, e).c[0].im;
+      });
+    if constexpr (has_plain) {
+      each_in(plain)([&](const work& w, state&) { diagonal_of<T>(w); });
+      const bool more = cta.any([&](thread_place t) {
+        return in_mode(t, plain) && needs_double(locate(cta, where, t), regs[t.id]);
+      });
+      if (occurs(plain)) op.template matrices<T, false>(cta, each_in(plain));
+      if (!more) return;
+    }
     each_in(rest)([&](const work& w, state&) { diagonal_of<double>(w); });
     const bool pivots = cta.any([&](thread_place t) {
       return in_mode(t, rest) && needs_pivots(locate(cta, where, t), regs[t.id]);
     });
-    if (occurs(in_double)) op.template matrices<double, false>(cta, each_in(in_double));
+    if constexpr (!Large)
+      if (occurs(in_double)) op.template matrices<double, false>(cta, each_in(in_double));
     if (pivots) op.template matrices<double, true>(cta, each_in(pivoted));
   }
-  // Of a factored channel; flags: one a thread, set where it met a result that is not finite.
-  SF_HD bool keeps(const work& w) const { return v.settle(whole(w, lay.info, 0), true, v.reg(w.channel)).keep; }
-  template <class Cta>
-  SF_HD typename channels<T>::verdict conclude(const Cta& cta, const slice& where, thread_place t,
-                                               const int32_t* flag) const {
-    const work w = locate(cta, where, t);
-    bool good = true;
-    for (int32_t j = 0; j < lanes; ++j) good = good && !flag[t.id - t.p + j];
+  // ---- after the factor: whose results count ----
+  SF_HD typename channels<T>::verdict settle(const work& w, bool good) const {
     return v.settle(whole(w, lay.info, 0), good, v.reg(w.channel));
+  }
+  // The bits that any thread of the team has set in its flag
+  SF_HD uint32_t team_bits(const work& w, const int32_t* flag) const {
+    uint32_t bits = 0;
+    for (int32_t j = 0; j < lanes; ++j) bits |= uint32_t(flag[w.id - w.p + j]);
+    return bits;
   }
 
   SF_HD bool needs_double(const work& w, state& z) const {
@@ -319,7 +333,7 @@ struct team_work {
     double mean;
     const double top = largest_diagonal<double>(w, mean), bound = top * singular_part(v.n, single);
     z.limit = top - top;
-    if (v.n <= most_team_rows && double(v.reg(w.channel)) > bound) return false;
+    if (!Large && double(v.reg(w.channel)) > bound) return false;
     z.mode = pivoted, z.limit = bound;
     return true;
   }
@@ -329,7 +343,7 @@ struct team_work {
     for (int32_t e = w.p; e < v.k * v.m; e += lanes) {
       const int32_t k = by_m(e);
       entry* to = &at<T>(w, lay.v, k * lay.v_row + e - k * v.m);
-      if (workspace)
+      if constexpr (Large)
         *to = from[e];
       else
         copy_async<1>(to, from + e);

@@ -1,5 +1,5 @@
-// What the host tests of the CUDA bodies share: exactly sized buffers, and the worst error of each body as a fraction of
-// its bound.
+// What the host tests of the CUDA bodies share: exactly sized buffers, and the worst error of each body as a fraction
+// of its bound.
 #pragma once
 #include <complex>
 #include <cstdio>

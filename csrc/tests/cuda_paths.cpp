@@ -1,7 +1,7 @@
 // Runs the bodies of cir_to_ofdm on the host against sums in extended precision. Prints worst error / bound per body.
 //
-// Bound: a sum of P complex products, (2P + 4) u sum |g|; a phase is off by a few roundings of the polynomials (8 u), and
-// in double also by the rounding of f tau, u 2 pi |f tau|.
+// Bound: a sum of P complex products, (2P + 4) u sum |g|; a phase is off by a few roundings of the polynomials (8 u),
+// and in double also by the rounding of f tau, u 2 pi |f tau|.
 #include <cmath>
 #include <cstdlib>
 
@@ -49,7 +49,8 @@ void check(const sizes& z, unsigned seed) {
       for (int64_t p = 0; p < z.p; ++p) {
         const cplx g = gains.at(gain_at[size_t(r)] + p * a.gain_p);
         const long double turns = (long double)(grid.p[f]) * delays.p[delay_at[size_t(r / z.rows)] + p * a.delay_p];
-        want += std::complex<long double>(g) * std::polar(1.0L, -6.283185307179586476925286766559L * (turns - std::rint(turns)));
+        want += std::complex<long double>(g) *
+                std::polar(1.0L, -6.283185307179586476925286766559L * (turns - std::rint(turns)));
         bound += std::abs(g) * u * (2 * double(z.p) + 12 + (a.is_double ? 6.3 * std::abs(double(turns)) : 0));
       }
       e.add(out.at(out_at[size_t(r)] + f * a.out_f), cplx(want), bound);

@@ -1,6 +1,7 @@
-// Runs the bodies behind rzf_precode, its vjp and lmmse_equalise (plan_rzf.hpp's table, every phase) on the host: values
-// against elimination in extended precision (bounds: rzf_reference.hpp), the same bits in every thread order and for a
-// split batch, singular channels found and kept apart. Prints worst error / bound per body; exits 1 on any failure.
+// Runs the bodies behind rzf_precode, its vjp and lmmse_equalise (plan_rzf.hpp's table, every phase) on the host:
+// values against elimination in extended precision (bounds: rzf_reference.hpp), the same bits in every thread order and
+// for a split batch, singular channels found and kept apart. Prints worst error / bound per body; exits 1 on any
+// failure.
 #include <cstdlib>
 
 #include "../cuda/plan_rzf.hpp"
@@ -23,9 +24,9 @@ struct sizes {
 };
 
 void fail(const char* what, const sizes& s) {
-  std::printf("FAIL %s: n items K M T = %ld %ld %ld %ld %ld, rows %d M-form %d power %d shared %d run %d offset %d\n", what,
-              long(s.n), long(s.items), long(s.k), long(s.m), long(s.t), s.rows, s.m_form, s.power, s.shared, s.run,
-              s.offset);
+  std::printf("FAIL %s: n items K M T = %ld %ld %ld %ld %ld, rows %d M-form %d power %d shared %d run %d offset %d\n",
+              what, long(s.n), long(s.items), long(s.k), long(s.m), long(s.t), s.rows, s.m_form, s.power, s.shared,
+              s.run, s.offset);
   ++failures;
 }
 void note(const std::string& body, const bounded& e, const char* what, const sizes& s) {
@@ -57,7 +58,9 @@ struct problem {
   cplx_x symbol(int64_t i, int64_t k, int64_t t) const {
     return z.unit ? cplx_x(k == t) : cplx_x(s.at(i * z.k * z.t + (z.rows ? t * z.k + k : k * z.t + t)));
   }
-  int64_t x_index(int64_t i, int64_t m, int64_t t) const { return i * z.m * z.t + (z.rows ? t * z.m + m : m * z.t + t); }
+  int64_t x_index(int64_t i, int64_t m, int64_t t) const {
+    return i * z.m * z.t + (z.rows ? t * z.m + m : m * z.t + t);
+  }
   double reg(int64_t i) const { return double(alpha.p[i / z.run]); }
   system_x system(int64_t i, bool always_double) const {
     matrix_x v(z.m_form ? z.m : z.k, z.m_form ? z.k : z.m);
@@ -82,7 +85,7 @@ struct outputs {
         noise(z.m * z.n, 0, nullptr),
         norm(z.items, 0, nullptr),
         da(z.n, 0, nullptr),
-        info(z.n, 0, nullptr) {}
+        info(z.n * (z.rows ? z.t : 1), 0, nullptr) {}
 };
 
 struct scratch {
@@ -138,8 +141,8 @@ void compare_precode(const problem<T>& p, const outputs<T>& o, const names& bodi
     double energy = 0, moved = 0;
     for (int64_t i = item * each; i < (item + 1) * each; ++i) {
       const system_x sys = p.system(i, false);
-      if (o.info.p[i]) fail("info of a regular channel", z);
       for (int64_t t = 0; t < z.t; ++t) {
+        if (z.rows ? o.info.p[i * z.t + t] : o.info.p[i]) fail("info of a regular channel", z);
         vector_x s;
         for (int64_t k = 0; k < z.k; ++k) s.push_back(p.symbol(i, k, t));
         const solved w(sys, z.m_form ? apply_to(sys.v, s) : s, z.m_form ? error_of_narrow(sys, s, 0) : 0);
@@ -199,8 +202,8 @@ void compare_vjp(const problem<T>& p, const outputs<T>& f, const outputs<T>& o, 
       for (size_t a = 0; a < u.u.size(); ++a) da -= (std::conj(w.u[a]) * u.u[a]).real();
       d_da += sw * u.error + su * w.error + 1e-14 * su * sw;
       for (int64_t k = 0; !z.unit && k < z.k; ++k)
-        e.add(o.ds.at(i * z.k * z.t + (z.rows ? t * z.k + k : k * z.t + t)), cplx(z.m_form ? x[size_t(k)] : w.u[size_t(k)]),
-              z.m_form ? dx + u_t * sx : w.error + u_t * sw);
+        e.add(o.ds.at(i * z.k * z.t + (z.rows ? t * z.k + k : k * z.t + t)),
+              cplx(z.m_form ? x[size_t(k)] : w.u[size_t(k)]), z.m_form ? dx + u_t * sx : w.error + u_t * sw);
     }
     for (int64_t k = 0; z.shared != 2 && k < z.k; ++k)
       for (int64_t m = 0; m < z.m; ++m)

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own phases, run thread by thread on the host: see csrc/tests/cuda_bodies.cpp for the bounds."""
+"""The CUDA kernels' own phases, run thread by thread on the host: see csrc/tests/cuda_*.cpp for the bounds."""
 
 import csv
 import re
@@ -31,29 +31,36 @@ def _sanitizers(compiler: str, folder: Path) -> list[str]:
     return SANITIZE if built and subprocess.run([folder / "probe"], capture_output=True).returncode == 0 else []
 
 
+PROGRAMS = ("cuda_bodies", "cuda_rzf", "cuda_paths")
+
+
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> subprocess.CompletedProcess:
-    """Builds and runs the program once; about 20 seconds, most of them in the compiler."""
+def reports(tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
+    """Builds and runs each program once; about a minute and a half, half of it in the compiler."""
     folder, compiler = tmp_path_factory.mktemp("cuda_bodies"), _compiler()
-    program, source = folder / "cuda_bodies", ROOT / "csrc/tests/cuda_bodies.cpp"
-    command = [compiler, *PLAIN, *_sanitizers(compiler, folder), source, "-o", program]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[:4000]
-    return subprocess.run([program], capture_output=True, text=True)
+    flags, done = [*PLAIN, *_sanitizers(compiler, folder)], {}
+    for name in PROGRAMS:
+        command = [compiler, *flags, ROOT / f"csrc/tests/{name}.cpp", "-o", folder / name]
+        built = subprocess.run(command, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[:4000]
+        done[name] = subprocess.run([folder / name], capture_output=True, text=True)
+    return done
 
 
 @pytest.mark.slow
-def test_every_phase_matches_plain_loops(report):
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_phase_matches_plain_loops(reports, program):
     """Values within their rounding bounds, same bits in any thread order and for a split batch, no stray access."""
+    report = reports[program]
     assert report.returncode == 0, report.stdout[-4000:] + report.stderr[:4000]
-    errors = [float(v) for v in re.findall(r"worst error / bound ([0-9.]+)", report.stdout)]
+    errors = [float(v) for v in re.findall(r"worst error / bound (\S+)", report.stdout)]
     assert errors and max(errors) < 1
 
 
 @pytest.mark.slow
-def test_every_compiled_kernel_was_run(report):
+def test_every_compiled_kernel_was_run(reports):
     """The names in the committed ptxas table are exactly the bodies that the host ran."""
     with (ROOT / "benchmarks/results/ptxas.csv").open() as file:
         compiled = {row["kernel"] for row in csv.DictReader(file)}
-    run = set(re.findall(r"^sf::cuda::(.+>): worst", report.stdout, re.M))
+    run = {name for r in reports.values() for name in re.findall(r"^sf::cuda::(.+>): worst", r.stdout, re.M)}
     assert run == compiled

@@ -52,6 +52,8 @@ def test_refuses_local_memory_and_too_many_registers(tool):
     for field in ("stack", "spill_stores", "spill_loads"):
         assert len(tool.faults(_row(**{field: 8}))) == 1
     assert len(tool.faults(_row(registers=65))) == 1
+    assert len(tool.faults(_row(registers=129, kernel="vjp_lanes<float, 4, 4>"))) == 1
+    assert tool.faults(_row(registers=128, kernel="vjp_lanes<float, 4, 4>")) == []
     assert tool.faults(_row(registers=126, kernel="staged<double, 1, true>")) == []
 
 
@@ -72,7 +74,7 @@ def test_committed_table_has_no_local_memory(tool):
 
 @pytest.mark.slow
 def test_kernels_compile_without_local_memory(tool, tmp_path):
-    """About 30 seconds; the names must be those of the committed table."""
+    """About two minutes; the names must be those of the committed table."""
     if tool.find_nvcc() is None:
         pytest.skip("no nvcc")
     table = tmp_path / "ptxas.csv"

@@ -131,7 +131,7 @@ def test_without_refinement_the_neural_precoder_is_rzf():
     h, s, noise_var = _channel(), draw(2, 32, 14, 4, seed=3), torch.tensor([0.2, 3.0], dtype=torch.float64)
     # alpha is a float32-born parameter: one up to its rounding
     within(system.precoder(h, s, noise_var), link.precode(h, s, noise_var), 1e-6, "refinement at zero")
-    assert float(system.precoder.alpha()) == pytest.approx(1.0, abs=1e-6)
+    assert float(system.precoder.alpha().detach()) == pytest.approx(1.0, abs=1e-6)
     plain = _system("rzf").precoder(h, s, noise_var)
     same_bits(plain, link.precode(h, s, noise_var))
 

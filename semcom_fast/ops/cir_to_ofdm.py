@@ -40,10 +40,10 @@ def _plan(gains: Tensor, delays: Tensor) -> _Plan:
 
 def _offsets(t: Tensor, plan: _Plan, count: int) -> Tensor:
     """Element offset of each of the first `count` leading dims (permuted) of t, row-major."""
-    at = torch.zeros((), dtype=torch.int64)
+    at = torch.zeros((), dtype=torch.int64, device=t.device)
     ordered = plan.order(t)
     for d in range(count):
-        at = at.unsqueeze(-1) + torch.arange(ordered.shape[d]) * ordered.stride(d)
+        at = at.unsqueeze(-1) + torch.arange(ordered.shape[d], device=t.device) * ordered.stride(d)
     return at.reshape(-1)
 
 
@@ -63,8 +63,6 @@ def _native(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, fr
     group = math.prod(plan.lead[d] for d in plan.shared)
     whole = len(plan.lead)
     at = [_offsets(gains, plan, whole), _offsets(delays, plan, len(plan.own)), _offsets(out, plan, whole)]
-    if backend == "cuda":
-        at = [t.to(h.device, non_blocking=True) for t in at]
     args = (
         h.dtype is torch.complex128,
         (rows, group, p, f),
