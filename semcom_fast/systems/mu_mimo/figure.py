@@ -18,6 +18,8 @@ LABELS = {
     "djscc": "DJSCC",
 }
 
+SCENARIO_NAMES = {"umi": "UMi", "uma": "UMa", "rma": "RMa"}
+
 
 class Row(NamedTuple):
     """One row of pictures [K,3,32,32] on [0,1], what stands to its left and under each picture."""
@@ -66,7 +68,7 @@ def _panels(figure, area, snrs_db: Sequence[float], curves: Sequence[Curve]) -> 
                     snrs_db, curve.values_db, color=COLOURS[curve.variant], marker=MARKERS[curve.variant],
                     label=LABELS[curve.variant], linewidth=2, markersize=5, markerfacecolor="white", markeredgewidth=1.6,
                 )  # fmt: skip
-        axes.set_title({"umi": "UMi", "uma": "UMa", "rma": "RMa"}.get(scenario, scenario), fontsize=11)
+        axes.set_title(SCENARIO_NAMES.get(scenario, scenario), fontsize=11)
         axes.set_xlabel("SNR (dB)")
         axes.grid(True, color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
