@@ -131,7 +131,7 @@ def _picture(settings: RunSettings, systems: Systems, photos: PhotoCrops, protoc
     scenario = next(iter(protocol.channels))
     subtitle = (
         f"Four users, four antennas, {settings.subcarriers} subcarriers x 14 OFDM symbols, 3GPP TR 38.901 channels known to "
-        f"the transmitter. Left: four photographs reduced to 32x32, sent together over one {SCENARIO_NAMES[scenario]} channel."
+        f"the transmitter. Left: four photographs at 32x32, sent together over one {SCENARIO_NAMES[scenario]} channel."
     )
     rows = _rows(systems, photos, protocol, scenario)
     draw(settings.out, "Four images in one slot of a MU-MIMO OFDM downlink", subtitle, rows, snrs, curves)
