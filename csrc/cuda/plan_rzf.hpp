@@ -76,14 +76,15 @@ lane_work<T> lanes_for(const rzf_args& a, rzf_op op, int32_t& group) {
   return w;
 }
 
-template <template <class, int, int> class Body, class T, class Run, class... Rest>
+// Square: 4x4 K-form channels get a body of their own (an equaliser takes square channels in the M-form).
+template <bool Square, template <class, int, int> class Body, class T, class Run, class... Rest>
 void lanes_on(const rzf_args& a, const channels<T>& v, const lane_work<T>& w, const Run& run, Rest... rest) {
   const launch_shape g{v.units, w.lanes, v.group, w.bytes(w.threads)};
   const int64_t n = narrow_side(a);
   if (n == 1) return run_body_on(run, Body<T, 1, 0>{v, w, rest...}, g);
   if (n == 2) return run_body_on(run, Body<T, 2, 0>{v, w, rest...}, g);
   if (n == 3) return run_body_on(run, Body<T, 3, 0>{v, w, rest...}, g);
-  if constexpr (sizeof(T) == 4)
+  if constexpr (Square && sizeof(T) == 4)
     if (!a.m_form && a.m == 4) return run_body_on(run, Body<T, 4, 4>{v, w, rest...}, g);
   run_body_on(run, Body<T, 4, 0>{v, w, rest...}, g);
 }
@@ -144,7 +145,8 @@ inline int64_t rzf_scratch(const rzf_args& a, rzf_op op) {
   return s.partials + s.workspace;
 }
 
-template <template <class, int, int> class Lanes, template <class, bool> class Team, class T, class Run, class... Rest>
+template <bool Square, template <class, int, int> class Lanes, template <class, bool> class Team, class T, class Run,
+          class... Rest>
 channels<T> solve_on(const rzf_args& a, rzf_op op, void* scratch, const Run& run, Rest... rest) {
   double* partial = static_cast<double*>(scratch);
   const int32_t dots = op == rzf_op::vjp && a.scale > 0 ? dot_count(a) : 0;
@@ -152,7 +154,7 @@ channels<T> solve_on(const rzf_args& a, rzf_op op, void* scratch, const Run& run
     int32_t group;
     const lane_work<T> w = lanes_for<T>(a, op, group);
     const channels<T> v(a, group, partial, dots);
-    lanes_on<Lanes>(a, v, w, run, rest...);
+    lanes_on<Square, Lanes>(a, v, w, run, rest...);
     return v;
   }
   const team_plan p = teams_for(a, op);
@@ -165,7 +167,7 @@ channels<T> solve_on(const rzf_args& a, rzf_op op, void* scratch, const Run& run
 // ---- the three operations ----
 template <class T, class Run>
 void precode_on(const rzf_args& a, void* scratch, const Run& run) {
-  const channels<T> v = solve_on<precode_lanes, precode_team, T>(a, rzf_op::precode, scratch, run);
+  const channels<T> v = solve_on<true, precode_lanes, precode_team, T>(a, rzf_op::precode, scratch, run);
   if (a.scale == 0) return;
   const int64_t entries = v.per_item * a.m * a.t;
   const bool pairs = !a.is_double && entries % 2 == 0 && bits(a.out_x) % 16 == 0;
@@ -186,7 +188,7 @@ void vjp_on(const rzf_args& a, void* scratch, const Run& run) {
                               static_cast<double*>(scratch)},
                 {a.items * by.segments, 256, 1, (256 + sum_lanes) * 8});
   }
-  solve_on<vjp_lanes, vjp_team, T>(a, rzf_op::vjp, scratch, run, divisor(a.m));
+  solve_on<true, vjp_lanes, vjp_team, T>(a, rzf_op::vjp, scratch, run, divisor(a.m));
 }
 
 template <class Run>
@@ -203,9 +205,9 @@ template <class Run>
 void plan_equalise(const rzf_args& a, void* scratch, const Run& run) {
   check_rzf(a, "lmmse_equalise");
   if (a.is_double)
-    solve_on<equalise_lanes, equalise_team, double>(a, rzf_op::equalise, scratch, run, divisor(a.m));
+    solve_on<false, equalise_lanes, equalise_team, double>(a, rzf_op::equalise, scratch, run, divisor(a.m));
   else
-    solve_on<equalise_lanes, equalise_team, float>(a, rzf_op::equalise, scratch, run, divisor(a.m));
+    solve_on<false, equalise_lanes, equalise_team, float>(a, rzf_op::equalise, scratch, run, divisor(a.m));
 }
 
 }  // namespace sf::cuda
