@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <vector>
 
 #include "cpu/dispatch.hpp"
@@ -130,6 +131,57 @@ int64_t run(void (*kernel)(Args&), Args& a) {
 
 sf::philox_key key(uint64_t seed, int64_t step, int64_t stream, int64_t first_item) {
   return {seed, uint32_t(step), uint32_t(stream), uint64_t(first_item)};
+}
+
+// flags = (double, bfloat16 predictions, d per symbol, draw); sizes = (items, rows per item, N, strides of d over rows
+// and symbols); inputs = (state, x0, uncond, prev, f, d, noise); outputs = (g, f); levels = (beta_t, beta_s, guidance,
+// ratio); choices = (variance top-up, unit RMS, common base); at = (seed, step, stream, first_item)
+using waterfill_flags = std::tuple<bool, bool, bool, int>;
+using sizes5 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+using waterfill_inputs = std::array<uintptr_t, 7>;
+
+sf::waterfill_args waterfill(const waterfill_flags& flags, const sizes5& n, const waterfill_inputs& inputs,
+                             const std::array<uintptr_t, 2>& outputs, const std::array<py::handle, 4>& levels,
+                             const std::array<bool, 3>& choices,
+                             const std::tuple<uint64_t, int64_t, int64_t, int64_t>& at) {
+  sf::waterfill_args a{};
+  std::tie(a.is_double, a.x0_bf16, a.halves, a.draw) = flags;
+  std::tie(a.b, a.g, a.n, a.d_row, a.d_symbol) = n;
+  const void** slots[] = {&a.state, &a.x0, &a.uncond, &a.prev, &a.f, &a.d, &a.noise};
+  for (size_t i = 0; i < 7; ++i) *slots[i] = in(inputs[i]);
+  a.out = out(outputs[0]), a.out_f = out(outputs[1]);
+  a.beta_t = as_level(levels[0]), a.beta_s = as_level(levels[1]);
+  a.guidance = as_level(levels[2]), a.ratio = as_level(levels[3]);
+  a.variance_topup = choices[0], a.renorm = choices[1], a.common_base = choices[2];
+  a.key = key(std::get<0>(at), std::get<1>(at), std::get<2>(at), std::get<3>(at));
+  a.pool = sf::torch_pool(), a.bad = a.joined = -1;
+  return a;
+}
+
+template <auto Kernel>
+void def_waterfill(py::module_& m, const char* name) {
+  m.def(name, [](const waterfill_flags& flags, const sizes5& n, const waterfill_inputs& inputs,
+                 const std::array<uintptr_t, 2>& outputs, const std::array<py::handle, 4>& levels,
+                 const std::array<bool, 3>& choices, const std::tuple<uint64_t, int64_t, int64_t, int64_t>& at) {
+    sf::waterfill_args a = waterfill(flags, n, inputs, outputs, levels, choices, at);
+    const int64_t bad = run(sf::kernels().*Kernel, a);
+    return std::make_pair(bad, a.joined);
+  });
+}
+
+void bind_waterfill(py::module_& m) {
+  def_waterfill<&sf::kernel_table::waterfill_inject>(m, "cpu_waterfill_inject");
+  def_waterfill<&sf::kernel_table::waterfill_step>(m, "cpu_waterfill_step");
+  def_waterfill<&sf::kernel_table::waterfill_step_authors>(m, "cpu_waterfill_step_authors");
+  m.def("cpu_waterfill_equalise", [](bool d, const sizes4& n, uintptr_t y, uintptr_t h, const py::handle& noise_var,
+                                     uintptr_t f, uintptr_t level) {
+    sf::equalise_args a{};
+    a.is_double = d;
+    std::tie(a.rows, a.m, a.h_row, a.h_symbol) = n;
+    a.y = in(y), a.h = in(h), a.noise_var = as_level(noise_var), a.f = out(f), a.d = out(level);
+    a.pool = sf::torch_pool(), a.bad = -1;
+    return run(sf::kernels().waterfill_equalise, a);
+  });
 }
 
 void bind_cpu(py::module_& m) {
@@ -292,6 +344,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa_built", &sf::isa_built);
   m.def("has_torch_pool", [] { return sf::torch_pool() != nullptr; });
   bind_cpu(m);
+  bind_waterfill(m);
 #if defined(SF_HAVE_CUDA)
   m.attr("cuda_built") = true;
   m.attr("cuda_archs") = SF_CUDA_ARCHS;

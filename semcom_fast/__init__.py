@@ -19,8 +19,24 @@ from .ops import (
     pvd_update,
     rzf_matrix,
     rzf_precode,
+    waterfill_equalise,
+    waterfill_inject,
+    waterfill_step,
+    waterfill_step_authors,
 )
-from .receivers import PVD, DivergedError, GaussianChannelPrior, PVDConfig, PVDLevel, PVDResult
+from .receivers import (
+    PVD,
+    DivergedError,
+    GaussianChannelPrior,
+    PVDConfig,
+    PVDLevel,
+    PVDResult,
+    SigmoidSchedule,
+    WaterfillConfig,
+    WaterfillDDIM,
+    WaterfillStep,
+    WaterfillTables,
+)
 
 __version__ = "0.1.0"
 
@@ -34,7 +50,12 @@ __all__ = [
     "PVDConfig",
     "PVDLevel",
     "PVDResult",
+    "SigmoidSchedule",
     "SingularChannelError",
+    "WaterfillConfig",
+    "WaterfillDDIM",
+    "WaterfillStep",
+    "WaterfillTables",
     "__version__",
     "blockdiag_adjoint",
     "blockdiag_apply",
@@ -49,4 +70,8 @@ __all__ = [
     "rzf_matrix",
     "rzf_precode",
     "use_backend",
+    "waterfill_equalise",
+    "waterfill_inject",
+    "waterfill_step",
+    "waterfill_step_authors",
 ]

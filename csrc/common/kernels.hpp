@@ -114,6 +114,33 @@ struct cir_args {
   int64_t bad;
 };
 
+// Water-filling on f = [Re | Im]: `b` items of `g` rows of `n` reals; d per real, or per symbol (`halves`: real i and
+// i + n/2 share it), stride `d_row` over rows and `d_symbol` (0 or 1) within one. x0, uncond and prev are bfloat16 with
+// `x0_bf16`. Without x0 this is the injection alone, at beta_s.
+struct waterfill_args {
+  int32_t is_double, x0_bf16, halves, draw;  // draw: 0 none, 1 noise given, 2 Philox
+  int64_t b, g, n, d_row, d_symbol;
+  const void *state, *x0, *uncond, *prev, *f, *d, *noise;
+  void *out, *out_f;  // out_f: the authors' un-normalised state
+  level beta_t, beta_s, guidance, ratio;
+  int32_t variance_topup, renorm, common_base;  // of the authors' step
+  philox_key key;
+  pool_fn pool;
+  int64_t bad;     // out: lowest item with a non-finite result or a level outside [0, 1], -1 if none
+  int64_t joined;  // out: lowest item where `prev` was given although an element was still waiting, -1 if none
+};
+
+// y, h [rows, m] complex, h strides h_row and h_symbol in complex entries -> f [rows, 2m], d [rows, m].
+struct equalise_args {
+  int32_t is_double;
+  int64_t rows, m, h_row, h_symbol;
+  const void *y, *h;
+  level noise_var;  // over rows (its item axis)
+  void *f, *d;
+  pool_fn pool;
+  int64_t bad;
+};
+
 struct kernel_table {
   void (*blockdiag_apply)(block_args&);
   void (*blockdiag_adjoint)(block_args&);
@@ -127,6 +154,10 @@ struct kernel_table {
   void (*rzf_precode_vjp)(rzf_args&);
   void (*lmmse_equalise)(rzf_args&);
   void (*cir_to_ofdm)(cir_args&);
+  void (*waterfill_equalise)(equalise_args&);
+  void (*waterfill_inject)(waterfill_args&);
+  void (*waterfill_step)(waterfill_args&);
+  void (*waterfill_step_authors)(waterfill_args&);
 };
 
 }  // namespace sf

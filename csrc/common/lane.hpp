@@ -77,6 +77,16 @@ struct lane_mask {
   friend SF_HD lane_mask operator~(lane_mask a) { return {~a.m}; }
   SF_HD bool operator[](int i) const { return m[i] != 0; }
   SF_HD V blend(V yes, V no) const { return m ? yes : no; }
+  SF_HD uint32_t bits() const {
+    uint32_t b = 0;
+    for (int i = 0; i < W; ++i) b |= uint32_t(m[i] & 1) << i;
+    return b;
+  }
+  SF_HD static lane_mask from_bits(uint32_t b) {
+    I r;
+    for (int i = 0; i < W; ++i) r[i] = -((b >> i) & 1);
+    return {r};
+  }
   SF_HD bool any() const {
 #if defined(__AVX2__)
     if constexpr (sizeof(I) == 32) return !_mm256_testz_si256((__m256i)m, (__m256i)m);
@@ -87,18 +97,20 @@ struct lane_mask {
   }
 };
 #if defined(__AVX512F__)  // mask registers; GCC would take vector masks apart lane by lane
-#define SF_MASK(T, W, bits, p, cast)                                                                           \
+#define SF_MASK(T, W, word, p, cast)                                                                           \
   template <>                                                                                                  \
   struct lane_mask<T, W> {                                                                                     \
     using V = vec_of<T, W>::V;                                                                                 \
-    bits m;                                                                                                    \
+    word m;                                                                                                    \
     SF_HD static lane_mask greater(V a, V b) { return {_mm512_cmp_##p##_mask((cast)a, (cast)b, _CMP_GT_OQ)}; } \
     SF_HD static lane_mask equal(V a, V b) { return {_mm512_cmp_##p##_mask((cast)a, (cast)b, _CMP_EQ_OQ)}; }   \
-    friend SF_HD lane_mask operator&(lane_mask a, lane_mask b) { return {bits(a.m & b.m)}; }                   \
-    friend SF_HD lane_mask operator|(lane_mask a, lane_mask b) { return {bits(a.m | b.m)}; }                   \
-    friend SF_HD lane_mask operator~(lane_mask a) { return {bits(~a.m)}; }                                     \
+    friend SF_HD lane_mask operator&(lane_mask a, lane_mask b) { return {word(a.m & b.m)}; }                   \
+    friend SF_HD lane_mask operator|(lane_mask a, lane_mask b) { return {word(a.m | b.m)}; }                   \
+    friend SF_HD lane_mask operator~(lane_mask a) { return {word(~a.m)}; }                                     \
     SF_HD bool operator[](int i) const { return (m >> i) & 1; }                                                \
     SF_HD V blend(V yes, V no) const { return (V)_mm512_mask_blend_##p(m, (cast)no, (cast)yes); }              \
+    SF_HD uint32_t bits() const { return m; }                                                                  \
+    SF_HD static lane_mask from_bits(uint32_t b) { return {word(b)}; }                                         \
     SF_HD bool any() const { return m != 0; }                                                                  \
   };
 SF_MASK(float, 16, __mmask16, ps, __m512)
@@ -234,6 +246,27 @@ SF_HD pack<float, 16> inverse_root(pack<float, 16> a) {
   using P = pack<float, 16>;
   const P r((P::V)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)a.v));
   return r + r * P(0.5f) * (P(1.0f) - a * r * r);
+}
+#endif
+// a b + c with one rounding where the instruction set has it. In a b + c d the compiler picks the product to fuse, and
+// need not pick the same one in the body and in the tail of a loop: spelled out, an entry's bits depend on its values.
+template <class T, int W>
+SF_HD pack<T, W> fused(pack<T, W> a, pack<T, W> b, pack<T, W> c) {
+  return a * b + c;
+}
+#if defined(__AVX512F__)
+SF_HD pack<float, 16> fused(pack<float, 16> a, pack<float, 16> b, pack<float, 16> c) {
+  return {(pack<float, 16>::V)_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v)};
+}
+SF_HD pack<double, 8> fused(pack<double, 8> a, pack<double, 8> b, pack<double, 8> c) {
+  return {(pack<double, 8>::V)_mm512_fmadd_pd((__m512d)a.v, (__m512d)b.v, (__m512d)c.v)};
+}
+#elif defined(__FMA__)
+SF_HD pack<float, 8> fused(pack<float, 8> a, pack<float, 8> b, pack<float, 8> c) {
+  return {(pack<float, 8>::V)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v)};
+}
+SF_HD pack<double, 4> fused(pack<double, 4> a, pack<double, 4> b, pack<double, 4> c) {
+  return {(pack<double, 4>::V)_mm256_fmadd_pd((__m256d)a.v, (__m256d)b.v, (__m256d)c.v)};
 }
 #endif
 // Native width in reals of this translation unit's instruction set.

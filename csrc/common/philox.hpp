@@ -37,13 +37,19 @@ struct philox_counter {
   uint32_t key0, key1, step, item, stream;
 };
 
-// Four words per counter for counters first, first+1, ..., each in the low half of its lane; high halves are garbage.
+// N counters from `first` on.
 template <int N>
-SF_HD void philox_rounds(const philox_counter& at, uint64_t first, typename counters<N>::V (&w)[4]) {
-  using V = typename counters<N>::V;
-  V c0;
+SF_HD typename counters<N>::V consecutive(uint64_t first) {
+  typename counters<N>::V c;
   SF_UNROLL
-  for (int i = 0; i < N; ++i) c0[i] = first + i;
+  for (int i = 0; i < N; ++i) c[i] = first + i;
+  return c;
+}
+
+// Four words per counter c0, each in the low half of its lane; high halves are garbage.
+template <int N>
+SF_HD void philox_rounds(const philox_counter& at, typename counters<N>::V c0, typename counters<N>::V (&w)[4]) {
+  using V = typename counters<N>::V;
   V c1 = V{} + at.step, c2 = V{} + at.item, c3 = V{} + at.stream;
   uint32_t k0 = at.key0, k1 = at.key1;
   SF_UNROLL
@@ -59,9 +65,9 @@ SF_HD void philox_rounds(const philox_counter& at, uint64_t first, typename coun
 
 // Words stored word-major: words[j * N + lane]; used by the scalar double path.
 template <int N>
-SF_HD void philox_words(const philox_counter& at, uint64_t first, uint32_t* words) {
+SF_HD void philox_words(const philox_counter& at, typename counters<N>::V c0, uint32_t* words) {
   typename counters<N>::V w[4];
-  philox_rounds<N>(at, first, w);
+  philox_rounds<N>(at, c0, w);
   for (int j = 0; j < 4; ++j)
     for (int i = 0; i < N; ++i) words[j * N + i] = uint32_t(w[j][i]);
 }
@@ -153,46 +159,75 @@ SF_HD void interleave(typename floats<W>::V a, typename floats<W>::V b, typename
 #endif
 }
 
-// out[0 .. 4*quads) = scale * normals of counters first .. first+quads; room for a whole pack past the end is needed.
-SF_HD void normals(const philox_counter& at, uint64_t first, int64_t quads, float scale, float* out) {
+// Counters evaluated together, and their normals: out[4k .. 4k+4) = scale * normals of counter k of the group.
+template <class T>
+constexpr int counter_group = native_width<T>;
+
+SF_HD void group_normals(const philox_counter& at, typename counters<native_width<float> / 2>::V first,
+                         typename counters<native_width<float> / 2>::V second, float scale, float* out) {
   constexpr int W = native_width<float>, N = W / 2;
   using V = typename floats<W>::V;
-  for (int64_t q = 0; q < quads; q += W) {
-    typename counters<N>::V a[4], b[4];
-    philox_rounds<N>(at, first + q, a);
-    philox_rounds<N>(at, first + q + N, b);
-    V lanes[4];
-    for (int pair = 0; pair < 2; ++pair) {
-      const V radius = square_root<W>(log_uniform<W>(uniform_bits<W>(a[2 * pair], b[2 * pair])) * -2.0f) * scale;
-      V sine, cosine;
-      sincos_uniform<W>(uniform_bits<W>(a[2 * pair + 1], b[2 * pair + 1]), sine, cosine);
-      lanes[2 * pair] = radius * cosine, lanes[2 * pair + 1] = radius * sine;
-    }
-    V even[2], odd[2], quad[2];  // lanes 0 and 2, lanes 1 and 3, then all four: one counter's normals side by side
-    interleave<W>(lanes[0], lanes[2], even[0], even[1]);
-    interleave<W>(lanes[1], lanes[3], odd[0], odd[1]);
-    for (int half = 0; half < 2; ++half) {
-      interleave<W>(even[half], odd[half], quad[0], quad[1]);
-      pack<float, W>(quad[0]).store(out + 4 * q + 2 * half * W);
-      pack<float, W>(quad[1]).store(out + 4 * q + (2 * half + 1) * W);
-    }
+  typename counters<N>::V a[4], b[4];
+  philox_rounds<N>(at, first, a);
+  philox_rounds<N>(at, second, b);
+  V lanes[4];
+  for (int pair = 0; pair < 2; ++pair) {
+    const V radius = square_root<W>(log_uniform<W>(uniform_bits<W>(a[2 * pair], b[2 * pair])) * -2.0f) * scale;
+    V sine, cosine;
+    sincos_uniform<W>(uniform_bits<W>(a[2 * pair + 1], b[2 * pair + 1]), sine, cosine);
+    lanes[2 * pair] = radius * cosine, lanes[2 * pair + 1] = radius * sine;
+  }
+  V even[2], odd[2], quad[2];  // lanes 0 and 2, lanes 1 and 3, then all four: one counter's normals side by side
+  interleave<W>(lanes[0], lanes[2], even[0], even[1]);
+  interleave<W>(lanes[1], lanes[3], odd[0], odd[1]);
+  for (int half = 0; half < 2; ++half) {
+    interleave<W>(even[half], odd[half], quad[0], quad[1]);
+    pack<float, W>(quad[0]).store(out + 2 * half * W);
+    pack<float, W>(quad[1]).store(out + (2 * half + 1) * W);
   }
 }
 
 // Double precision keeps the same words; accuracy there is libm's.
-inline void normals(const philox_counter& at, uint64_t first, int64_t quads, double scale, double* out) {
+inline void group_normals(const philox_counter& at, typename counters<native_width<double>>::V c, double scale,
+                          double* out) {
   constexpr int N = native_width<double>;
-  for (int64_t q = 0; q < quads; q += N) {
-    uint32_t w[4 * N];
-    philox_words<N>(at, first + q, w);
-    for (int i = 0; i < N; ++i)
-      for (int pair = 0; pair < 2; ++pair) {
-        const double u0 = ((w[2 * pair * N + i] >> 8) + 0.5) * 0x1p-24,
-                     u1 = ((w[(2 * pair + 1) * N + i] >> 8) + 0.5) * 0x1p-24;
-        const double radius = __builtin_sqrt(-2 * __builtin_log(u0)) * scale, angle = 6.283185307179586477 * u1;
-        out[4 * (q + i) + 2 * pair] = radius * __builtin_cos(angle);
-        out[4 * (q + i) + 2 * pair + 1] = radius * __builtin_sin(angle);
-      }
+  uint32_t w[4 * N];
+  philox_words<N>(at, c, w);
+  for (int i = 0; i < N; ++i)
+    for (int pair = 0; pair < 2; ++pair) {
+      const double u0 = ((w[2 * pair * N + i] >> 8) + 0.5) * 0x1p-24,
+                   u1 = ((w[(2 * pair + 1) * N + i] >> 8) + 0.5) * 0x1p-24;
+      const double radius = __builtin_sqrt(-2 * __builtin_log(u0)) * scale, angle = 6.283185307179586477 * u1;
+      out[4 * i + 2 * pair] = radius * __builtin_cos(angle);
+      out[4 * i + 2 * pair + 1] = radius * __builtin_sin(angle);
+    }
+}
+
+// out[0 .. 4*quads) = scale * normals of counters first .. first+quads; room for a whole group past the end is needed.
+SF_HD void normals(const philox_counter& at, uint64_t first, int64_t quads, float scale, float* out) {
+  constexpr int W = counter_group<float>, N = W / 2;
+  for (int64_t q = 0; q < quads; q += W)
+    group_normals(at, consecutive<N>(first + q), consecutive<N>(first + q + N), scale, out + 4 * q);
+}
+inline void normals(const philox_counter& at, uint64_t first, int64_t quads, double scale, double* out) {
+  constexpr int N = counter_group<double>;
+  for (int64_t q = 0; q < quads; q += N) group_normals(at, consecutive<N>(first + q), scale, out + 4 * q);
+}
+
+// Only the counters first + list[k], k < count, each at its own place out[4*list[k] ..].
+template <class T>
+inline void normals_of(const philox_counter& at, uint64_t first, const uint32_t* list, int64_t count, T scale, T* out) {
+  constexpr int W = counter_group<T>, N = sizeof(T) == 4 ? W / 2 : W;
+  typename counters<N>::V c[W / N];
+  T group[4 * W] __attribute__((aligned(64)));
+  for (int64_t k = 0; k < count; k += W) {
+    const int m = count - k < W ? int(count - k) : W;
+    for (int i = 0; i < W; ++i) c[i / N][i % N] = first + list[k + (i < m ? i : 0)];
+    if constexpr (sizeof(T) == 4)
+      group_normals(at, c[0], c[1], scale, group);
+    else
+      group_normals(at, c[0], scale, group);
+    for (int i = 0; i < m; ++i) __builtin_memcpy(out + 4 * list[k + i], group + 4 * i, 4 * sizeof(T));
   }
 }
 

@@ -3,7 +3,7 @@
 #include "../common/pvd_step.hpp"
 #include "draws.hpp"
 #include "levels.hpp"
-#include "parallel.hpp"
+#include "packs.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -16,22 +16,8 @@ struct row {  // a run of reals with one set of levels
   const T* in(const void* p, int64_t l) const { return static_cast<const T*>(p) + l * a.b * a.g * a.e + at0; }
   T* out(void* p, int64_t l) const { return static_cast<T*>(p) + l * a.b * a.g * a.e + at0; }
 
-  template <class Body>
-  SF_HD void each(const Body& body) const {
-    constexpr int W = native_width<T>;
-    int64_t i = 0;
-    for (; i + W <= n; i += W) body(i, W);
-    if (i < n) body(i, int(n - i));
-  }
-  SF_HD static pack<T, native_width<T>> get(const T* p, int m) {
-    return m == native_width<T> ? pack<T, native_width<T>>::load(p) : pack<T, native_width<T>>::load_first(p, m);
-  }
-  SF_HD static void put(T* p, pack<T, native_width<T>> v, int m) {
-    m == native_width<T> ? v.store(p) : v.store_first(p, m);
-  }
-
   bool run(draw_buffer<T>& buffer, int64_t first, int64_t skip) {
-    using P = pack<T, native_width<T>>;
+    using P = native<T>;
     const double sigma = at(a.sigma, 0, b, g), above = at(a.sigma_above, 0, b, g), zeta = at(a.zeta, 0, b, g);
     const double var = a.default_next_var ? pvd_default_next_var(sigma, above) : at(a.next_var, 0, b, g);
     const P amp = T(__builtin_sqrt(var));
@@ -48,7 +34,7 @@ struct row {  // a run of reals with one set of levels
       T* fused = a.l == 1 ? out(a.new_sample, 0) : nullptr;
       const T* noise = a.draw == 1 ? in(a.noise, 0) : buffer.data + skip;
       if (fused && a.draw == 2) buffer.fill(a.key, uint64_t(b), 0, first, skip + n, a.scale);
-      each([&](int64_t i, int m) SF_LAMBDA {
+      each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
         const P v = get(from + i, m) +
                     pvd_increment(c, get(anchor + i, m), get(sample + i, m), get(denoised + i, m), get(score + i, m));
         put(new_mean + i, v, m);
@@ -61,7 +47,7 @@ struct row {  // a run of reals with one set of levels
       if (a.draw == 2) buffer.fill(a.key, uint64_t(b), l, first, skip + n, a.scale);
       const T* noise = a.draw == 1 ? in(a.noise, l) : buffer.data + skip;
       T* sampled = out(a.new_sample, l);
-      each([&](int64_t i, int m) SF_LAMBDA {
+      each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
         const P v = get(new_mean + i, m), drawn = a.draw ? v + amp * get(noise + i, m) : v;
         bad = bad + (drawn - drawn);
         put(sampled + i, drawn, m);

@@ -18,11 +18,16 @@ void rzf_precode(rzf_args&);
 void rzf_precode_vjp(rzf_args&);
 void lmmse_equalise(rzf_args&);
 void cir_to_ofdm(cir_args&);
+void waterfill_equalise(equalise_args&);
+void waterfill_inject(waterfill_args&);
+void waterfill_step(waterfill_args&);
+void waterfill_step_authors(waterfill_args&);
 }  // namespace SF_NS
 
 extern const kernel_table SF_TABLE_NAME(SF_ISA);
 const kernel_table SF_TABLE_NAME(SF_ISA) = {
-    blockdiag_apply, blockdiag_adjoint,   likelihood_score, philox_normal,   pvd_update,     pvd_calibrate,
-    power_normalise, power_normalise_vjp, rzf_precode,      rzf_precode_vjp, lmmse_equalise, cir_to_ofdm,
+    blockdiag_apply,    blockdiag_adjoint,   likelihood_score, philox_normal,          pvd_update,     pvd_calibrate,
+    power_normalise,    power_normalise_vjp, rzf_precode,      rzf_precode_vjp,        lmmse_equalise, cir_to_ofdm,
+    waterfill_equalise, waterfill_inject,    waterfill_step,   waterfill_step_authors,
 };
 }  // namespace sf

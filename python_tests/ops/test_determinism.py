@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from sf_testing import block_bounds, draw, same_bits, unit, wide, within
+from waterfill_calls import one_of_each, some_of_each
 
 import semcom_fast as sf
 from semcom_fast import _native, reference
@@ -158,6 +159,7 @@ def test_inside_a_torch_parallel_region_or_thread():
 ISA_CODE = """
 import sys, torch, semcom_fast as sf
 from semcom_fast import _native
+from waterfill_calls import one_of_each
 torch.set_num_threads(1)
 data = torch.load(sys.argv[1])
 out = {"isa": _native.core.isa()}
@@ -168,13 +170,15 @@ for dtype, d in data.items():
         "update": sf.pvd_update(*[d["mean"]] * 2, *d["h"], sigma=.5, sigma_above=.7, zeta=.1, seed=3),
         "normalise": sf.power_normalise(d["x"]), "normal": sf.philox_normal((3, 501), seed=9, dtype=d["x"].dtype),
         "calibrate": sf.pvd_calibrate(.1, d["v"], d["v"] + 1, d["v"][:, 0].contiguous(), x_energy=3., nr=4, count=9),
+        "waterfill": one_of_each(sf, d["waterfill"]),
     }
 torch.save(out, sys.argv[2])
 """
 
 
 def _run_isa(level, source, target):
-    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join((str(ROOT), str(Path(__file__).parent.parent / "support")))
+    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, "-c", ISA_CODE, str(source), str(target)], env=env, capture_output=True, text=True, timeout=300
     )
@@ -191,6 +195,7 @@ def _isa_data():
             "dx": draw(3, 2, 3, 3, 25, seed=4, dtype=dtype),
             "mean": draw(2, 3, 5, 3, seed=5, dtype=dtype),
             "v": draw(3, 2, seed=6, dtype=dtype.to_real()).abs(),
+            "waterfill": some_of_each(dtype),
         }
     return data
 
@@ -221,6 +226,10 @@ def _check_isa(level, out, data):
         v = d["v"].double()
         want = reference.pvd_calibrate(0.1, v, v + 1, v[:, 0], x_energy=3.0, nr=4, count=9)
         within(got["calibrate"], want, 8 * eps * want, f"{label} calibrate")
+        want = one_of_each(reference, {k: wide(t)[0] for k, t in d["waterfill"].items()}, dtype.to_real())
+        for name, b in want.items():
+            # rounding of terms that all lie below 16 (guidance 2.5 on normals), then the draws
+            within(got["waterfill"][name], b, 16 * 16 * eps + draws, f"{label} {name}")
 
 
 @pytest.mark.parametrize("level", _native.core.isa_built() if _native.core else [])

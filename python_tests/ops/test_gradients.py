@@ -6,6 +6,7 @@ from sf_testing import draw, within
 from torch.autograd import forward_ad as fwd_ad
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
+from waterfill_calls import gradient_cases
 
 import semcom_fast as sf
 
@@ -88,6 +89,7 @@ CASES = {
         lambda n, v, p, q: sf.pvd_calibrate(n, v, p, q, x_energy=3.0, nr=3, count=12),
         [_positive(2), _positive(2, 2), _positive(2, 2), _positive(2)],
     ),
+    **gradient_cases(),
 }
 cases = pytest.mark.parametrize("name", CASES)
 
@@ -180,7 +182,7 @@ def _compare(got, want, label):
         within(g, w, 1e-7 * (1 + w.abs().max()), label)
 
 
-CLEAR = "no forward-mode derivative"
+CLEAR = "forward-mode derivative"  # "has no ..." or "has a ... in y only"
 
 
 @cases
@@ -259,7 +261,9 @@ def test_func_grad(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["blockdiag_apply", "likelihood_score all", "power_normalise real", "pvd_update real", "pvd_calibrate"]
+    "name",
+    ["blockdiag_apply", "likelihood_score all", "power_normalise real", "pvd_update real", "pvd_calibrate"]
+    + ["waterfill_equalise", "waterfill_step guided", "waterfill_step_authors"],
 )
 def test_func_jacrev(name):
     """torch.func.jacrev (vmap over the backward pass) equals the Jacobian of autograd for a real view of the operand."""
@@ -296,7 +300,9 @@ def test_func_vmap(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["blockdiag_apply", "likelihood_score all", "power_normalise", "pvd_update", "pvd_calibrate"]
+    "name",
+    ["blockdiag_apply", "likelihood_score all", "power_normalise", "pvd_update", "pvd_calibrate"]
+    + ["waterfill_equalise", "waterfill_inject seed", "waterfill_step", "waterfill_step_authors"],
 )
 def test_func_vmap_partial(name):
     """vmap over one operand, the last axis and an inner axis, the others shared."""

@@ -18,6 +18,26 @@ def _scalar(v, dtype=torch.float64):
     return torch.tensor(v, dtype=dtype)
 
 
+def _waterfill_samples(dtype, seed, step):
+    g, x0, f, noise, uncond, prev = (draw(3, 2, 6, seed=i, dtype=dtype.to_real()) for i in range(6))
+    d = draw(3, 2, 3, seed=7, dtype=dtype.to_real()).abs().clamp(max=1)
+    levels = _scalar(0.7), _scalar(0.5)
+    each = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64), torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64)
+    noisy, weight = torch.full_like(d, 0.9), torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
+    return {
+        "waterfill_equalise": [(draw(3, 2, 4, seed=8, dtype=dtype), draw(3, 2, 1, seed=9, dtype=dtype), weight)],
+        "waterfill_inject": [(f, torch.cat([d, d / 2], -1), None, levels[0], seed, step, 5)],
+        "waterfill_step": [
+            (g, x0, f, d, uncond, None, noise, *each, weight, None, None, step, 5),
+            (g, x0, f, noisy, uncond, prev, None, *levels, weight, weight, seed, step, 0),
+        ],
+        "waterfill_step_authors": [
+            (f, g, d, x0, None, *levels, "amplitude", True, "own", seed, step, 5),
+            (f, g, d, x0, noise, *each, "variance", False, "common", None, step, 0),
+        ],
+    }
+
+
 def _packet_samples(dtype):
     """Positional arguments of every registered op, with and without each optional operand."""
     real = dtype.to_real()
@@ -78,6 +98,7 @@ def _packet_samples(dtype):
             (streams, draw(6, 2, seed=16, dtype=real)[:, None], draw(5, seed=17, dtype=torch.float64), 1),
             (streams, draw(6, 3, 2, seed=18, dtype=real), draw(5, seed=17, dtype=torch.float64), 2),
         ],
+        **_waterfill_samples(dtype, seed, step),
     }
 
 
@@ -135,6 +156,14 @@ def test_dispatcher_equals_eager(name):
         "rzf_precode": lambda h, s, a, *_: sf.rzf_precode(h, s, a.repeat_interleave(2)),
         "lmmse_equalise": lambda y, h, v, _: sf.lmmse_equalise(y, h, v.repeat_interleave(2)),
         "cir_to_ofdm": lambda g, d, f, dim: sf.cir_to_ofdm(g, d, f, frequency_dim=dim),
+        "waterfill_equalise": lambda y, h, n: sf.waterfill_equalise(y, h, n),
+        "waterfill_inject": lambda f, d, n, b, k, t, i: sf.waterfill_inject(f, d, b, seed=k, step=t, first_item=i),
+        "waterfill_step": lambda g, x, f, d, u, p, n, t, s, w, *_: sf.waterfill_step(
+            g, x, f, d, t, s, x0_uncond=u, guidance=w, noise=n
+        ),
+        "waterfill_step_authors": lambda f, g, d, x, n, t, s, u, r, b, k, i, j: sf.waterfill_step_authors(
+            f, g, d, x, t, s, seed=k, step=i, first_item=j
+        ),
     }
     want, got = public[name](*args), getattr(OPS, name)(*args)
     for a, b in zip(*(v if isinstance(v, tuple) else (v,) for v in (want, got)), strict=False):
@@ -171,7 +200,18 @@ PUBLIC = {
     "lmmse_equalise": lambda y, h, x: (lambda s, n: s + n)(*sf.lmmse_equalise(y[:, None, ..., 0] * 2, h, 0.3)),
     "lmmse_channel": lambda y, h, x: sf.lmmse_channel(y[:, None], x, 0.3, x @ x.mH + torch.eye(2)) + h,
     "cir_to_ofdm": lambda y, h, x: sf.cir_to_ofdm(x, x.real, y[0, 0, 0].real.detach().double(), frequency_dim=1) * 2,
+    "waterfill": lambda y, h, x: _denoise(y, h[:, 0, ..., :1]),
 }
+
+
+def _denoise(y, h):
+    """Equalise, inject, a guided step with a level per item and the published variant, beside complex arithmetic."""
+    f, d = sf.waterfill_equalise(y, h, 0.3)
+    x0, level = f * d.repeat(1, 1, 1, 2), d.detach().mean((1, 2, 3))
+    g = sf.waterfill_inject(f, d, level, seed=3)
+    g = sf.waterfill_step(g, x0, f, d, level, 0.5 * level, x0_uncond=0.5 * x0, guidance=3.0, seed=3, step=1)
+    f, g = sf.waterfill_step_authors(f, g, d, x0, level, 0.5 * level, seed=3, step=2)
+    return torch.complex(*(f + g).chunk(2, -1)) * d + y
 
 
 def _precode(y, h, alpha):
@@ -205,6 +245,7 @@ DOUBLE_ONLY = (
     "lmmse_equalise",
     "lmmse_channel",
     "cir_to_ofdm",
+    "waterfill",
 )  # slow to trace, and no other branch in complex64
 
 

@@ -14,6 +14,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number))
 
 
+def plain_number(level: Level | None) -> Level | None:
+    """A Python float for any kind of number; tensors and None as they are."""
+    return float(level) if level is not None and is_number(level) else level
+
+
 def check(op: str, name: str, level: Level | None, lead: tuple[int, ...], device: torch.device) -> None:
     """A level tensor is real, on the state's device, and every dim is 1 or matches the leading dims of the state."""
     if level is None or is_number(level):

@@ -10,3 +10,6 @@ likelihood_score = OPS["likelihood_score"].run
 philox_normal = OPS["philox_normal"].run
 pvd_calibrate = OPS["pvd_calibrate"].run
 pvd_update = OPS["pvd_update"].run
+waterfill_inject = OPS["waterfill_inject"].run
+waterfill_step = OPS["waterfill_step"].run
+waterfill_step_authors = OPS["waterfill_step_authors"].run

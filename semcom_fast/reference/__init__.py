@@ -16,6 +16,10 @@ from .pvd_calibrate import pvd_calibrate
 from .pvd_update import default_next_var, pvd_update
 from .rzf_matrix import rzf_matrix
 from .rzf_precode import rzf_precode
+from .waterfill_equalise import waterfill_equalise
+from .waterfill_inject import waterfill_inject
+from .waterfill_step import waterfill_step
+from .waterfill_step_authors import waterfill_step_authors
 
 __all__ = [
     "LikelihoodScore",
@@ -33,4 +37,8 @@ __all__ = [
     "pvd_update",
     "rzf_matrix",
     "rzf_precode",
+    "waterfill_equalise",
+    "waterfill_inject",
+    "waterfill_step",
+    "waterfill_step_authors",
 ]
