@@ -163,7 +163,7 @@ def test_shipped_sets_are_what_their_card_says():
 
 
 def test_a_missing_set_names_the_command(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SEMCOM_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"semcom_fast\.data\.tr38901 --scenario uma --split eval"):
         load_channels("uma", "eval")
     with pytest.raises(ValueError, match="scenario must be"):

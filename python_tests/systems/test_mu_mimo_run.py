@@ -27,7 +27,6 @@ pytest.importorskip("skimage")  # the bundled photographs
 def home(tmp_path, monkeypatch):
     """A home without fetched photographs, generated channels or cached crops."""
     monkeypatch.setenv("SEMCOM_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 

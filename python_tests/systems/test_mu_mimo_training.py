@@ -246,7 +246,6 @@ def test_errors_are_one_line_and_exit_two(options, message, capsys):
 
 def test_missing_photographs_and_channels_name_their_commands(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SEMCOM_DATA", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli.main(["train", "mu-mimo", "--scenario", "tapped"]) == 2
     assert "tools/get_photos.sh" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"python -m semcom_fast.data.tr38901"):

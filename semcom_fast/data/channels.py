@@ -6,7 +6,6 @@ nothing in this file does.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..links.block_fading import hermitian_root
 from ..ops import cir_to_ofdm, philox_normal
+from .images import data_home
 
 SCENARIOS = ("umi", "uma", "rma")
 SPLITS = ("train", "eval", "shipped")
@@ -207,8 +207,8 @@ def tapped_channels(
 
 
 def cache_folder() -> Path:
-    """Where generated sets are kept: $XDG_CACHE_HOME/semcom_fast/cir, by default ~/.cache/semcom_fast/cir."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semcom_fast" / "cir"
+    """Where generated sets are kept: `cir` in the folder of `images.data_home`."""
+    return data_home() / "cir"
 
 
 def set_path(scenario: str, split: str) -> Path:

@@ -1,11 +1,15 @@
 """Shapes, strides and addresses of block-diagonal MIMO operands, for the ops over csrc/cpu/block_worker.hpp."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .._native import require_core
 from . import _checks
 from ._checks import plain
+from ._register import Op, fold
 
 NEED = "h [...,U,K,Nr,Nt], x [...,U,K,Nt,T], y [...,K,Nr,T]"
 
@@ -59,4 +63,74 @@ def sum_to_batch(grad: Tensor, like: Tensor) -> Tensor:
     return grad.sum(0, keepdim=True) if like.shape[0] == 1 and grad.shape[0] != 1 else grad
 
 
-__all__ = ["batch_size", "batch_stride", "check_hx", "check_hy", "is_double", "launch", "plain", "sum_to_batch"]
+__all__ = [
+    "batch_size",
+    "batch_stride",
+    "bilinear",
+    "check_hx",
+    "check_hy",
+    "is_double",
+    "launch",
+    "plain",
+    "sum_to_batch",
+]
+
+
+def bilinear(
+    name: str,
+    operand: str,
+    shape_of: Callable[[Tensor, Tensor], tuple[int, ...]],
+    contracted: Callable[[torch.Size], int],
+    definition: Callable[[Tensor, Tensor], Tensor],
+    backward: Callable,
+) -> Op:
+    """Registration of out = name(h, operand), linear in both.
+
+    shape_of: the result's shape without the batch. contracted: entries summed over, of h's shape; none means zero.
+    definition: the reference twin.
+    """
+
+    def native(h: Tensor, other: Tensor, cuda: bool) -> Tensor:
+        h, other = plain(h), plain(other)
+        b = batch_size(h, other)
+        out = h.new_empty((b, *shape_of(h, other)))
+        if contracted(h.shape) == 0:
+            return out.zero_()
+        if out.numel():
+            sizes = (b, *h.shape[1:], other.shape[-1])
+            pointers = h.data_ptr(), other.data_ptr(), out.data_ptr()
+            launch(name, cuda, h.device, is_double(h), *pointers, batch_stride(h), batch_stride(other), sizes)
+        return out
+
+    def reference(h: Tensor, other: Tensor) -> Tensor:
+        out = definition(h, other)
+        _checks.require_finite(name, "batch item", out)
+        return out
+
+    def fake(h: Tensor, other: Tensor) -> Tensor:
+        b = h.shape[0] if other.shape[0] == 1 else other.shape[0]
+        return h.new_empty((b, *shape_of(h, other)))
+
+    def jvp(args: Any, outs: Any, tangents: Any) -> Tensor:
+        (h, other), (dh, d_other) = args, tangents
+        terms = [op(a, b) for a, b in ((dh, other), (h, d_other)) if a is not None and b is not None]
+        return sum(terms[1:], terms[0])
+
+    def vmap(args: Any, mapped: Any, size: int) -> Tensor:
+        out = op(*fold(args, mapped, size, (True, True)))
+        return out.reshape(size, -1, *out.shape[1:])
+
+    op = Op(
+        name,
+        f"(Tensor h, Tensor {operand}) -> Tensor",
+        kernels={
+            "cpu": lambda h, other: native(h, other, False),
+            "cuda": lambda h, other: native(h, other, True),
+            "reference": reference,
+        },
+        fake=fake,
+        backward=backward,
+        jvp=jvp,
+        vmap=vmap,
+    )
+    return op

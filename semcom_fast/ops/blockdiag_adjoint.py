@@ -7,34 +7,9 @@ from torch import Tensor
 from .. import reference
 from . import _blocks, _checks
 from ._arrays import array_function
-from ._register import Op, fold
 
 if TYPE_CHECKING:
     from jaxtyping import Complex
-
-
-def _native(h: Tensor, y: Tensor, *, cuda: bool) -> Tensor:
-    h, y = _blocks.plain(h), _blocks.plain(y)
-    b, (u, k, nr, nt), t = _blocks.batch_size(h, y), h.shape[1:], y.shape[-1]
-    x = h.new_empty((b, u, k, nt, t))
-    if nr == 0:
-        return x.zero_()
-    if x.numel():
-        strides = _blocks.batch_stride(h), _blocks.batch_stride(y)
-        pointers = h.data_ptr(), y.data_ptr(), x.data_ptr()
-        _blocks.launch(_NAME, cuda, h.device, _blocks.is_double(h), *pointers, *strides, (b, u, k, nr, nt, t))
-    return x
-
-
-def _reference(h: Tensor, y: Tensor) -> Tensor:
-    x = reference.blockdiag_adjoint(h, y)
-    _checks.require_finite(_NAME, "batch item", x)
-    return x
-
-
-def _fake(h: Tensor, y: Tensor) -> Tensor:
-    b = h.shape[0] if y.shape[0] == 1 else y.shape[0]
-    return h.new_empty((b, *h.shape[1:3], h.shape[4], y.shape[-1]))
 
 
 def _backward(needs, args, outs, grads):
@@ -46,31 +21,14 @@ def _backward(needs, args, outs, grads):
     return grad_h, grad_y
 
 
-def _jvp(args, outs, tangents):
-    (h, y), (dh, dy) = args, tangents
-    terms = [_op(a, b) for a, b in ((dh, y), (h, dy)) if a is not None and b is not None]
-    return sum(terms[1:], terms[0])
-
-
-def _vmap(args, mapped, size):
-    h, y = fold(args, mapped, size, (True, True))
-    out = _op(h, y)
-    return out.reshape(size, -1, *out.shape[1:])
-
-
 _NAME = "blockdiag_adjoint"
-_op = Op(
+_op = _blocks.bilinear(
     _NAME,
-    "(Tensor h, Tensor y) -> Tensor",
-    kernels={
-        "cpu": lambda h, y: _native(h, y, cuda=False),
-        "cuda": lambda h, y: _native(h, y, cuda=True),
-        "reference": _reference,
-    },
-    fake=_fake,
+    "y",
+    shape_of=lambda h, y: (*h.shape[1:3], h.shape[4], y.shape[-1]),
+    contracted=lambda shape: shape[3],
+    definition=reference.blockdiag_adjoint,
     backward=_backward,
-    jvp=_jvp,
-    vmap=_vmap,
 )
 
 

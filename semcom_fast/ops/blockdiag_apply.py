@@ -7,34 +7,9 @@ from torch import Tensor
 from .. import reference
 from . import _blocks, _checks
 from ._arrays import array_function
-from ._register import Op, fold
 
 if TYPE_CHECKING:
     from jaxtyping import Complex
-
-
-def _native(h: Tensor, x: Tensor, *, cuda: bool) -> Tensor:
-    h, x = _blocks.plain(h), _blocks.plain(x)
-    b, (u, k, nr, nt), t = _blocks.batch_size(h, x), h.shape[1:], x.shape[-1]
-    y = h.new_empty((b, k, nr, t))
-    if u * nt == 0:
-        return y.zero_()
-    if y.numel():
-        strides = _blocks.batch_stride(h), _blocks.batch_stride(x)
-        pointers = h.data_ptr(), x.data_ptr(), y.data_ptr()
-        _blocks.launch(_NAME, cuda, h.device, _blocks.is_double(h), *pointers, *strides, (b, u, k, nr, nt, t))
-    return y
-
-
-def _reference(h: Tensor, x: Tensor) -> Tensor:
-    y = reference.blockdiag_apply(h, x)
-    _checks.require_finite(_NAME, "batch item", y)
-    return y
-
-
-def _fake(h: Tensor, x: Tensor) -> Tensor:
-    b = h.shape[0] if x.shape[0] == 1 else x.shape[0]
-    return h.new_empty((b, *h.shape[2:4], x.shape[-1]))
 
 
 def _backward(needs, args, outs, grads):
@@ -46,31 +21,14 @@ def _backward(needs, args, outs, grads):
     return grad_h, grad_x
 
 
-def _jvp(args, outs, tangents):
-    (h, x), (dh, dx) = args, tangents
-    terms = [_op(a, b) for a, b in ((dh, x), (h, dx)) if a is not None and b is not None]
-    return sum(terms[1:], terms[0])
-
-
-def _vmap(args, mapped, size):
-    h, x = fold(args, mapped, size, (True, True))
-    out = _op(h, x)
-    return out.reshape(size, -1, *out.shape[1:])
-
-
 _NAME = "blockdiag_apply"
-_op = Op(
+_op = _blocks.bilinear(
     _NAME,
-    "(Tensor h, Tensor x) -> Tensor",
-    kernels={
-        "cpu": lambda h, x: _native(h, x, cuda=False),
-        "cuda": lambda h, x: _native(h, x, cuda=True),
-        "reference": _reference,
-    },
-    fake=_fake,
+    "x",
+    shape_of=lambda h, x: (*h.shape[2:4], x.shape[-1]),
+    contracted=lambda shape: shape[1] * shape[4],
+    definition=reference.blockdiag_apply,
     backward=_backward,
-    jvp=_jvp,
-    vmap=_vmap,
 )
 
 
