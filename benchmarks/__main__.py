@@ -24,6 +24,10 @@ STEMS = [
     "lmmse_equalise",
     "lmmse_channel",
     "cir_to_ofdm",
+    "waterfill_equalise",
+    "waterfill_inject",
+    "waterfill_step",
+    "waterfill_step_authors",
 ]
 
 
@@ -50,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{args.threads} threads, {kernel}; cgemm {gemm * 1e-9:.0f} GFLOP/s, {per_normal:.2f} ns per normal (one thread)"
     )
     columns = {"ours us": 9, "torch us": 10, "ratio": 6, "GB/s": 6, "copy": 5, "cgemm": 5, "floor": 5}
-    print(f"{'op':18} {'size':34} {'cache':8} " + " ".join(f"{name:>{width}}" for name, width in columns.items()))
+    print(f"{'op':22} {'size':34} {'cache':8} " + " ".join(f"{name:>{width}}" for name, width in columns.items()))
     rows: list[Row] = []
     for stem in args.stems:
         for case in importlib.import_module(f".{stem}", __package__).cases(args.quick):
@@ -58,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
                 r = measure(case, hot, kernel, gemm, per_normal, rounds=11 if args.quick else 41)
                 rows.append(r)
                 print(
-                    f"{r.op:18} {r.size:34} {r.cache:8} {r.ours_us:9.1f} {r.best_torch_us:10.1f} {r.ratio:6.1f} "
+                    f"{r.op:22} {r.size:34} {r.cache:8} {r.ours_us:9.1f} {r.best_torch_us:10.1f} {r.ratio:6.1f} "
                     f"{r.gb_per_s:6.1f} {r.copy_share:5.2f} {r.cgemm_share:5.2f} {r.floor_share:5.2f}  "
                     f"{r.best_torch}; {r.target}" + (f"; {r.rival_ratio:.1f}x {r.rival}" if r.rival else ""),
                     flush=True,

@@ -176,3 +176,62 @@ def ofdm_einsum(gains: Tensor, delays: Tensor, frequencies: Tensor):
 
 def ofdm_matmul(gains: Tensor, delays: Tensor, frequencies: Tensor):
     return (gains @ _phases(delays.squeeze(2), frequencies)).permute(0, 3, 1, 2).contiguous()
+
+
+def waterfill_equalise_eager(y: Tensor, h: Tensor, noise_var: float):
+    gain, sigma2 = h.abs(), noise_var / 2
+    power = gain.square().add_(sigma2)
+    z = y * h.conj() / (gain * power.sqrt())
+    return torch.cat([z.real, z.imag], -1), sigma2 / power
+
+
+def _halves(t: Tensor) -> Tensor:
+    return t.unflatten(-1, (2, -1))
+
+
+def inject_where(f: Tensor, d: Tensor, beta: float):
+    """All the algebra per symbol, a full draw as torch makes it."""
+    rest = (1 - d).reciprocal_()
+    keep, add = (rest * (1 - beta)).sqrt_().unsqueeze(-2), ((beta - d) * rest).clamp_(min=0).sqrt_().unsqueeze(-2)
+    halves = _halves(f)
+    return torch.where(
+        (d >= beta).unsqueeze(-2), halves, torch.addcmul(halves * keep, add, torch.randn_like(halves))
+    ).flatten(-2)
+
+
+def guided_lerp(x0: Tensor, x0_uncond: Tensor | None, w: float) -> Tensor:
+    return x0 if x0_uncond is None else torch.lerp(x0_uncond, x0, w)
+
+
+def waterfill_where(g, x0, f, d, beta_t: float, beta_s: float, x0_uncond=None, w: float = 1.0):
+    """Update everything, inject everywhere, then choose."""
+    a = math.sqrt(beta_s / beta_t)
+    b = math.sqrt(1 - beta_s) - a * math.sqrt(1 - beta_t)
+    moved = torch.add(g * a, guided_lerp(x0, x0_uncond, w).to(g.dtype), alpha=b)
+    active = (d >= beta_s).unsqueeze(-2)
+    rest = (1 - d).reciprocal_()
+    keep, add = (rest * (1 - beta_s)).sqrt_().unsqueeze(-2), ((beta_s - d) * rest).clamp_(min=0).sqrt_().unsqueeze(-2)
+    halves = _halves(f)
+    drawn = torch.addcmul(halves * keep, add, torch.randn_like(halves))
+    return torch.where(active, _halves(moved), drawn).flatten(-2)
+
+
+def waterfill_slow(g, x0, f, d, beta_t: float, beta_s: float, x0_uncond=None, w: float = 1.0):
+    """Slow fading: no element waits, two elementwise passes."""
+    a = math.sqrt(beta_s / beta_t)
+    b = math.sqrt(1 - beta_s) - a * math.sqrt(1 - beta_t)
+    return torch.add(g * a, guided_lerp(x0, x0_uncond, w).to(g.dtype), alpha=b)
+
+
+def waterfill_authors(f, g, d, x0, beta_t: float, beta_s: float):
+    """Own base, amplitude top-up, unit RMS."""
+    halves = _halves(f)
+    own = d.clamp(max=beta_t).unsqueeze(-2)
+    a = (beta_s / own).sqrt_()
+    b = math.sqrt(1 - beta_s) - a * (1 - own).sqrt_()
+    state = torch.where(own >= beta_s, torch.addcmul(halves * a, _halves(x0), b), halves)
+    own = d.clamp(max=beta_s).unsqueeze(-2)
+    keep = ((1 - beta_s) / (1 - own)).sqrt_()
+    add = math.sqrt(beta_s) - keep * own.sqrt()
+    new = torch.addcmul(state * keep, add, torch.randn_like(state)).flatten(-2)
+    return state.flatten(-2), new / new.square().mean(-1, keepdim=True).sqrt_()

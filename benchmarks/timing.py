@@ -107,6 +107,11 @@ def copy_side(total_bytes: int, hot: bool) -> Callable[[int], Any]:
     return copy
 
 
+def float32(value: float) -> float:
+    """The nearest single-precision number: a level as every side is to see it."""
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
 def cgemm_rate() -> float:
     """Measured complex64 matrix-product rate of torch at 768^3, in real flops per second."""
     n = 768

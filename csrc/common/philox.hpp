@@ -214,9 +214,11 @@ inline void normals(const philox_counter& at, uint64_t first, int64_t quads, dou
   for (int64_t q = 0; q < quads; q += N) group_normals(at, consecutive<N>(first + q), scale, out + 4 * q);
 }
 
-// Only the counters first + list[k], k < count, each at its own place out[4*list[k] ..].
-template <class T>
-inline void normals_of(const philox_counter& at, uint64_t first, const uint32_t* list, int64_t count, T scale, T* out) {
+// Only the counters first + list[k], k < count, each at its own place out[4*list[k] ..]. between(k) is called after every
+// group, so that a caller can have memory fetched while the arithmetic runs.
+template <class T, class Between>
+inline void normals_of(const philox_counter& at, uint64_t first, const uint32_t* list, int64_t count, T scale, T* out,
+                       const Between& between) {
   constexpr int W = counter_group<T>, N = sizeof(T) == 4 ? W / 2 : W;
   typename counters<N>::V c[W / N];
   T group[4 * W] __attribute__((aligned(64)));
@@ -228,6 +230,7 @@ inline void normals_of(const philox_counter& at, uint64_t first, const uint32_t*
     else
       group_normals(at, c[0], scale, group);
     for (int i = 0; i < m; ++i) __builtin_memcpy(out + 4 * list[k + i], group + 4 * i, 4 * sizeof(T));
+    between(k);
   }
 }
 

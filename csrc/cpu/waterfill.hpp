@@ -58,10 +58,11 @@ struct run_weights {
   waiting_bits waiting;
 };
 
-// Normals of reals first .. first+n of an item, at least where `waiting` says so; returns a pointer to that of `first`.
-template <class T>
+// Normals of reals first .. first+n of an item where `waiting` says so; returns a pointer to that of `first`. fetch(i)
+// is asked to bring reals i .. i+64 of the run nearer while normals are computed.
+template <class T, class Fetch>
 const T* draw_waiting(draw_buffer<T>& buffer, const philox_key& key, int64_t item, int64_t first, int64_t n,
-                      const waiting_bits& waiting) {
+                      const waiting_bits& waiting, const Fetch& fetch) {
   const int64_t skip = first % 4, quads = (skip + n + 3) / 4;
   uint32_t list[symbol_run / 4 + 1];
   int64_t count = 0;
@@ -69,14 +70,19 @@ const T* draw_waiting(draw_buffer<T>& buffer, const philox_key& key, int64_t ite
     list[count] = uint32_t(q);
     count += waiting.from(4 * q - skip, 4) != 0;
   }
-  if (count * 8 >= quads * 7) {
-    buffer.fill(key, uint64_t(item), 0, first - skip, skip + n, 1);
-  } else {
-    const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
-                            key.stream};
-    normals_of(at, uint64_t(first) / 4, list, count, T(1), buffer.data);
-  }
+  const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
+                          key.stream};
+  const int64_t groups = (count + counter_group<T> - 1) / counter_group<T>, share = (n / 64 + groups) / (groups + 1);
+  int64_t next = 0;
+  normals_of(at, uint64_t(first) / 4, list, count, T(1), buffer.data, [&](int64_t) SF_LAMBDA {
+    for (int64_t i = 0; i < share && next < n; ++i, next += 64) fetch(next);
+  });
   return buffer.data + skip;
+}
+
+template <class T>
+SF_HD void fetch_reals(const T* p) {  // 64 of them
+  for (int i = 0; i < int(64 * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, 0, 3);
 }
 
 // Runs of symbols: body(b, g, first symbol, symbols). Symbols are reals when d has one entry per real.

@@ -76,7 +76,9 @@ struct authors_row {
       const T *f = static_cast<const T*>(a.f) + place.at, *x0 = static_cast<const T*>(a.x0) + place.at;
       const T* origin = a.common_base ? static_cast<const T*>(a.state) + place.at : f;
       const T* noise = a.draw == 1 ? static_cast<const T*>(a.noise) + place.at : nullptr;
-      if (a.draw == 2 && w.waiting.count) noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting);
+      if (a.draw == 2 && w.waiting.count)
+        noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting,
+                             [&](int64_t i) SF_LAMBDA { fetch_reals(origin + i), fetch_reals(x0 + i); });
       T *state = static_cast<T*>(a.out_f) + place.at, *out = static_cast<T*>(a.out) + place.at;
       P bad = T(0);
       each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {

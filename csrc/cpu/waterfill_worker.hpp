@@ -69,7 +69,20 @@ struct waterfill_row {
     const T* f = static_cast<const T*>(a.f) + place.at;
     T* out = static_cast<T*>(a.out) + place.at;
     const T* noise = a.draw == 1 ? static_cast<const T*>(a.noise) + place.at : nullptr;
-    if (a.draw == 2 && w.waiting.count) noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting);
+    if (a.draw == 2 && w.waiting.count)
+      noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting, [&](int64_t i) SF_LAMBDA {
+        fetch_reals(f + i);
+        if (!a.x0) return;
+        fetch_reals(static_cast<const T*>(a.state) + place.at + i);
+        const void* predictions[] = {a.x0, a.uncond, a.prev};
+        for (const void* p : predictions) {
+          if (!p) continue;
+          if (a.x0_bf16)
+            fetch_reals(static_cast<const uint16_t*>(p) + place.at + i);
+          else
+            fetch_reals(static_cast<const T*>(p) + place.at + i);
+        }
+      });
     P bad = T(0);
     each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
       const uint32_t lanes = m == W ? all : (1u << m) - 1, bits = w.waiting.count ? w.waiting.from(i, m) : 0;

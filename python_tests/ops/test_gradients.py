@@ -262,8 +262,16 @@ def test_func_grad(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["blockdiag_apply", "likelihood_score all", "power_normalise real", "pvd_update real", "pvd_calibrate"]
-    + ["waterfill_equalise", "waterfill_step guided", "waterfill_step_authors"],
+    [
+        "blockdiag_apply",
+        "likelihood_score all",
+        "power_normalise real",
+        "pvd_update real",
+        "pvd_calibrate",
+        "waterfill_equalise",
+        "waterfill_step guided",
+        "waterfill_step_authors",
+    ],
 )
 def test_func_jacrev(name):
     """torch.func.jacrev (vmap over the backward pass) equals the Jacobian of autograd for a real view of the operand."""
@@ -301,8 +309,17 @@ def test_func_vmap(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["blockdiag_apply", "likelihood_score all", "power_normalise", "pvd_update", "pvd_calibrate"]
-    + ["waterfill_equalise", "waterfill_inject seed", "waterfill_step", "waterfill_step_authors"],
+    [
+        "blockdiag_apply",
+        "likelihood_score all",
+        "power_normalise",
+        "pvd_update",
+        "pvd_calibrate",
+        "waterfill_equalise",
+        "waterfill_inject seed",
+        "waterfill_step",
+        "waterfill_step_authors",
+    ],
 )
 def test_func_vmap_partial(name):
     """vmap over one operand, the last axis and an inner axis, the others shared."""

@@ -40,7 +40,7 @@ def _bounds(args, t, s, topup, renorm, base):
     t, s = cases.column(t, f.ndim), cases.column(s, f.ndim)
     own = np.minimum(cases.per_real(d, f.shape[-1]), t)
     start, origin = (own, f) if base == "own" else (np.broadcast_to(t, own.shape), g)
-    a, b = cases.ddim(start, np.broadcast_to(s, start.shape))
+    a, _ = cases.ddim(start, np.broadcast_to(s, start.shape))
     # B = sqrt(1-beta_s) - A sqrt(1-b) cancels where b is near beta_s: its error is that of its two terms
     terms = np.sqrt(1 - s) + a * np.sqrt(1 - start)
     size_f = np.where((own >= s) & (own > 0), np.abs(a * origin) + terms * np.abs(x0), np.abs(f))

@@ -15,15 +15,30 @@ from semcom_fast.receivers.schedules import SigmoidSchedule
 NAN, INF = float("nan"), float("inf")
 PRESETS = ("paper", "authors_scalar", "authors_per_sample")
 WRONG = [
-    ({"steps": 0}, "steps"), ({"steps": 2.5}, "steps"), ({"steps": 1, "grid": "points"}, "steps"), ({"solver": "euler"}, "solver"),
-    ({"step_rule": "half"}, "step_rule"), ({"grid": "log"}, "grid"), ({"dpm_log_snr": "ve"}, "dpm_log_snr"),
-    ({"dpm_ratio": "early"}, "dpm_ratio"), ({"topup": "power"}, "topup"), ({"update_base": "none"}, "update_base"),
-    ({"cfg_floor": "two"}, "cfg_floor"), ({"cfg_schedule": "pcs"}, "cfg_schedule"), ({"cfg_schedule": "pcs_x"}, "cfg_schedule"),
-    ({"cfg_schedule": "ramp_1.0"}, "cfg_schedule"), ({"cfg_schedule": "pcs_-1"}, "cfg_schedule"), ({"guidance": NAN}, "guidance"),
-    ({"latent_shift": INF}, "latent_shift"), ({"t_end": 0.0}, "t_end"), ({"t_end": 1.0}, "t_end"), ({"level_clip": -0.1}, "level_clip"),
-    ({"level_clip": 0.5}, "level_clip"), ({"step_rule": "fixed", "grid": "points"}, "step_rule"),
+    ({"steps": 0}, "steps"),
+    ({"steps": 2.5}, "steps"),
+    ({"steps": 1, "grid": "points"}, "steps"),
+    ({"solver": "euler"}, "solver"),
+    ({"step_rule": "half"}, "step_rule"),
+    ({"grid": "log"}, "grid"),
+    ({"dpm_log_snr": "ve"}, "dpm_log_snr"),
+    ({"dpm_ratio": "early"}, "dpm_ratio"),
+    ({"topup": "power"}, "topup"),
+    ({"update_base": "none"}, "update_base"),
+    ({"cfg_floor": "two"}, "cfg_floor"),
+    ({"cfg_schedule": "pcs"}, "cfg_schedule"),
+    ({"cfg_schedule": "pcs_x"}, "cfg_schedule"),
+    ({"cfg_schedule": "ramp_1.0"}, "cfg_schedule"),
+    ({"cfg_schedule": "pcs_-1"}, "cfg_schedule"),
+    ({"guidance": NAN}, "guidance"),
+    ({"latent_shift": INF}, "latent_shift"),
+    ({"t_end": 0.0}, "t_end"),
+    ({"t_end": 1.0}, "t_end"),
+    ({"level_clip": -0.1}, "level_clip"),
+    ({"level_clip": 0.5}, "level_clip"),
+    ({"step_rule": "fixed", "grid": "points"}, "step_rule"),
     ({"cfg_schedule": "clamp_linear_1.0", "cfg_floor": "one"}, "cfg_floor"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("wrong, name", WRONG, ids=str)

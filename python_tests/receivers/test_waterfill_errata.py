@@ -1,5 +1,6 @@
 """The printed forms of (18), line 11 and line 5 of Algorithm 3, shown failing beside the corrected ones."""
 
+import itertools
 import math
 
 import numpy as np
@@ -17,7 +18,7 @@ def _true_source(b=3, n=4000):
 
 
 def test_printed_update_keeps_the_noise():
-    """(18) with sqrt(beta_s) in its first term does not give sqrt(1-beta_s) f0 + sqrt(beta_s) n from the true f0; ours does."""
+    """(18) with sqrt(beta_s) in its first term misses sqrt(1-beta_s) f0 + sqrt(beta_s) n even with the true f0."""
     f0, n = _true_source()
     t, s = 0.5, 0.2
     g = math.sqrt(1 - t) * f0 + math.sqrt(t) * n
@@ -38,7 +39,7 @@ def test_printed_mask_never_moves():
     assert first > 5
     missing = (table[first] - d) / (1 - d)  # of an element that still has b = d at level beta_t < d
     assert missing < 0
-    ours = [min(d, t) >= s for t, s in zip(table, table[1:], strict=False)]
+    ours = [min(d, t) >= s for t, s in itertools.pairwise(table)]
     assert all(ours)
     f = draw(1, 8, seed=1, dtype=torch.float64)
     levels = []

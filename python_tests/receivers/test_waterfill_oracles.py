@@ -1,6 +1,7 @@
 """The water-filling receiver against closed forms: Gaussian priors, the true source, a mixture, the Wiener bound."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def _plain_ddim(f, start, steps):
     """Algorithm 2 as a loop of steps in which every element is active (d = 1)."""
     table = torch.from_numpy(sf.WaterfillConfig(steps=steps).tables(start.double().numpy()).levels).to(f.dtype)
     g, d = f, torch.ones(len(f), f.shape[1] // 2, dtype=f.dtype)
-    for t, s in zip(table[:-1], table[1:], strict=True):
+    for t, s in pairwise(table):
         g = sf.waterfill_step(g, _elementwise(g, t), f, d, t, s, noise=torch.zeros_like(f))
     return g
 
@@ -207,7 +208,7 @@ def _algorithm_3(f, d, table, noise):
     """Lines 1-13 with a state f and its levels b, from the public step (all active) and injection."""
     ones = torch.ones_like(d)
     b = d.clone()
-    for k, (t, s) in enumerate(zip(table[:-1], table[1:], strict=True)):
+    for k, (t, s) in enumerate(pairwise(table)):
         g = sf.waterfill_inject(f, b, t, noise=noise[k])
         moved = sf.waterfill_step(g, _elementwise(g, t), f, ones, t, s, noise=noise[k])
         active = b >= _column(s, b)

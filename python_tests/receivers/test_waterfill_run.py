@@ -1,4 +1,7 @@
-"""WaterfillDDIM.run and WaterfillConfig: validation, presets, options, noise kinds, split batches, and the errata."""
+"""WaterfillDDIM.run: arguments, options, callback, noise kinds, split batches, and images that diverge."""
+
+import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -6,9 +9,8 @@ import waterfill_cases as cases
 from sf_testing import draw, same_bits, within
 
 import semcom_fast as sf
-from semcom_fast import errors
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
 PRESETS = ("paper", "authors_scalar", "authors_per_sample")
 
 
@@ -78,7 +80,7 @@ def test_split_batch(preset, extra, kind, dtype, backend):
 
     whole = run(0, 5)
     for cuts in ((0, 1, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5)):
-        same_bits(torch.cat([run(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]), whole, f"cuts {cuts}")
+        same_bits(torch.cat([run(a, b) for a, b in pairwise(cuts)]), whole, f"cuts {cuts}")
     if kind != "tensor":
         assert not torch.equal(_run(f, d, _predict, extra, preset, seed=9, noise=kind, first_item=4), whole)
 
@@ -94,7 +96,7 @@ def test_split_slow_batch(preset, backend):
 
 
 def test_noise_kinds(backend):
-    """philox is stream 6 with the level index as step; "torch" a full draw of the global generator per level; both as tensors."""
+    """philox is stream 6 with the level index as step, "torch" one full draw of its generator per level."""
     f, d = _state()
     philox = torch.stack([sf.philox_normal((5, 32), seed=11, step=k, stream=6, first_item=2) for k in range(8)])
     want = _run(f, d, seed=11, first_item=2)
@@ -147,19 +149,9 @@ def test_on_step_and_progress(backend):
 
 
 def test_missing_progress_bar_names_the_extra(monkeypatch):
-    """Without tqdm the message names the extra."""
-
-    def missing(module, extra):
-        raise (
-            errors.MissingExtraError(f"{module} is missing: pip install semcom_fast[{extra}]")
-            if hasattr(errors, "MissingExtraError")
-            else ImportError(f"{module} is missing: pip install semcom_fast[{extra}]")
-        )
-
-    import semcom_fast.receivers.waterfill_ddim as module
-
-    monkeypatch.setattr(module, "require_extra", missing)
-    with pytest.raises(ImportError, match="demo"):
+    """progress=True without tqdm is a clear error."""
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(sf.MissingExtra, match=r"tqdm.*semcom-fast\[demo\]"):
         _run(*_state(), progress=True)
 
 
@@ -203,7 +195,7 @@ def test_output_options(backend):
 
 def test_final_prediction(backend):
     """final_predict: n points are n - 1 updates and one more call, whose prediction is the output."""
-    f, d = _state(dtype=torch.float64)
+    f, _ = _state(dtype=torch.float64)
     level, calls = torch.full((5,), 0.4, dtype=torch.float64), []
 
     def spy(g, b):
@@ -217,13 +209,18 @@ def test_final_prediction(backend):
 
 
 ARGUMENTS = [
-    (lambda f, d: (f.to(torch.complex64), d), TypeError, "f must be"), (lambda f, d: (f[0, 0, 0], d), ValueError, "f must be"),
-    (lambda f, d: (f, d.double()), TypeError, "d is"), (lambda f, d: (f, d[:, :5]), ValueError, "d must be"),
-    (lambda f, d: (f, d[:3]), ValueError, "d must be"), (lambda f, d: (f, d * 3), ValueError, r"image \d"),
-    (lambda f, d: (f, -d), ValueError, "image 0"), (lambda f, d: (f, d.index_fill(0, torch.tensor(2), NAN)), ValueError, "image 2"),
-    (lambda f, d: (f.index_fill(0, torch.tensor(3), NAN), d), ValueError, "image 3"), (lambda f, d: (f, 1.5), ValueError, r"\[0, 1\]"),
+    (lambda f, d: (f.to(torch.complex64), d), TypeError, "f must be"),
+    (lambda f, d: (f[0, 0, 0], d), ValueError, "f must be"),
     (lambda f, d: (f.numpy(), d), TypeError, "f must be"),
-]  # fmt: skip
+    (lambda f, d: (f.index_fill(0, torch.tensor(3), NAN), d), ValueError, "image 3"),
+    (lambda f, d: (f, d.double()), TypeError, "d is"),
+    (lambda f, d: (f, d[:, :5]), ValueError, "d must be"),
+    (lambda f, d: (f, d[:3]), ValueError, "d must be"),
+    (lambda f, d: (f, d * 3), ValueError, r"image \d"),
+    (lambda f, d: (f, -d), ValueError, "image 0"),
+    (lambda f, d: (f, d.index_fill(0, torch.tensor(2), NAN)), ValueError, "image 2"),
+    (lambda f, d: (f, 1.5), ValueError, r"\[0, 1\]"),
+]
 
 
 @pytest.mark.parametrize("change, kind, message", ARGUMENTS)
