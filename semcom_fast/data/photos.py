@@ -123,6 +123,15 @@ class PhotoCrops:
         crops = kept_images(self.cache, stem, recipe, lambda: self._cut(split, count, photos), lines)
         return ImageSet(torch.from_numpy(crops), sources=lines)
 
+    def origins(self, split: str, n: int | None = None) -> torch.Tensor:
+        """Which of `photographs(split)` each crop of `load(split, n)` is of: int64 [n]. Errors as `load`."""
+        count = self.n if n is None else n
+        photos = len(self.photographs(split))
+        which = np.empty(count, np.int64)
+        for photo, places in enumerate(self._places(split, count, photos)):
+            which[places] = photo
+        return torch.from_numpy(which)
+
     def photographs(self, split: str) -> tuple[Photo, ...]:
         """The photographs of a split, in the manifest's order.
 
@@ -178,17 +187,18 @@ class PhotoCrops:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _cut(self, split: str, count: int, photos: Sequence[Photo]) -> np.ndarray:
-        shares = [count // len(photos) + (place < count % len(photos)) for place in range(len(photos))]
         crops = np.empty((count, 3, self.size, self.size), np.uint8)
-        # One photograph in memory at a time; a fixed shuffle then mixes them.
-        order = random_stream(self.seed, split, "order").permutation(count)
-        start = 0
-        for photo, share in zip(photos, shares, strict=True):
-            if share:
-                places = order[start : start + share]
-                crops[places] = self._crops_of(photo, share, random_stream(self.seed, split, photo.name))
-                start += share
+        # One photograph in memory at a time.
+        for photo, places in zip(photos, self._places(split, count, len(photos)), strict=True):
+            if len(places):
+                crops[places] = self._crops_of(photo, len(places), random_stream(self.seed, split, photo.name))
         return crops
+
+    def _places(self, split: str, count: int, photos: int) -> list[np.ndarray]:
+        """Where each photograph's crops stand among all: equal shares, mixed by a fixed shuffle."""
+        order = random_stream(self.seed, split, "order").permutation(count)
+        shares = [count // photos + (place < count % photos) for place in range(photos)]
+        return np.split(order, np.cumsum(shares)[:-1])
 
     def _crops_of(self, photo: Photo, share: int, random: np.random.RandomState) -> np.ndarray:
         image = self.open(photo)

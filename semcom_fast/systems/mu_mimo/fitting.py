@@ -65,7 +65,7 @@ class LinkFit(Fit):
         self,
         model: nn.Module,
         loss: Callable[[Any, torch.Generator], Tensor],
-        settings: LinkFitSettings,
+        settings: FitSettings,
         path: Path,
         minutes: float | None = None,
     ) -> None:

@@ -1,0 +1,1 @@
+"""SGD-JSCC: semantics-guided diffusion as the denoiser of a deep joint source-channel code for images."""
