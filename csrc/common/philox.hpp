@@ -203,19 +203,32 @@ inline void group_normals(const philox_counter& at, typename counters<native_wid
     }
 }
 
+struct nothing_between {
+  SF_HD void operator()(int64_t) const {}
+};
+
 // out[0 .. 4*quads) = scale * normals of counters first .. first+quads; room for a whole group past the end is needed.
-SF_HD void normals(const philox_counter& at, uint64_t first, int64_t quads, float scale, float* out) {
+// between(q) is called after every group, so that a caller can have memory fetched while the arithmetic runs.
+template <class Between = nothing_between>
+SF_HD void normals(const philox_counter& at, uint64_t first, int64_t quads, float scale, float* out,
+                   const Between& between = {}) {
   constexpr int W = counter_group<float>, N = W / 2;
-  for (int64_t q = 0; q < quads; q += W)
+  for (int64_t q = 0; q < quads; q += W) {
     group_normals(at, consecutive<N>(first + q), consecutive<N>(first + q + N), scale, out + 4 * q);
+    between(q);
+  }
 }
-inline void normals(const philox_counter& at, uint64_t first, int64_t quads, double scale, double* out) {
+template <class Between = nothing_between>
+inline void normals(const philox_counter& at, uint64_t first, int64_t quads, double scale, double* out,
+                    const Between& between = {}) {
   constexpr int N = counter_group<double>;
-  for (int64_t q = 0; q < quads; q += N) group_normals(at, consecutive<N>(first + q), scale, out + 4 * q);
+  for (int64_t q = 0; q < quads; q += N) {
+    group_normals(at, consecutive<N>(first + q), scale, out + 4 * q);
+    between(q);
+  }
 }
 
-// Only the counters first + list[k], k < count, each at its own place out[4*list[k] ..]. between(k) is called after every
-// group, so that a caller can have memory fetched while the arithmetic runs.
+// Only the counters first + list[k], k < count, each at its own place out[4*list[k] ..].
 template <class T, class Between>
 inline void normals_of(const philox_counter& at, uint64_t first, const uint32_t* list, int64_t count, T scale, T* out,
                        const Between& between) {

@@ -18,12 +18,20 @@ struct draw_buffer {
   T data[draw_chunk + 64] __attribute__((aligned(64)));
 
   // data[0 .. n) = scale * normals of reals first .. first+n of `item`; first must be a multiple of 4.
-  void fill(const philox_key& key, uint64_t item, int64_t sample, int64_t first, int64_t n, double scale) {
+  template <class Between = nothing_between>
+  void fill(const philox_key& key, uint64_t item, int64_t sample, int64_t first, int64_t n, double scale,
+            const Between& between = {}) {
     const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
                             uint32_t(key.stream + 16 * sample)};
-    normals(at, uint64_t(first) / 4, (n + 3) / 4, T(scale), data);
+    normals(at, uint64_t(first) / 4, (n + 3) / 4, T(scale), data, between);
   }
 };
+
+// Brings 64 reals nearer: as many as one group of float32 normals.
+template <class T>
+SF_HD void fetch_reals(const T* p) {
+  for (int i = 0; i < int(64 * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, 0, 3);
+}
 
 }  // namespace SF_NS
 }  // namespace sf

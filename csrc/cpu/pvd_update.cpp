@@ -33,7 +33,12 @@ struct row {  // a run of reals with one set of levels
       const T* from = l ? new_mean : mean;
       T* fused = a.l == 1 ? out(a.new_sample, 0) : nullptr;
       const T* noise = a.draw == 1 ? in(a.noise, 0) : buffer.data + skip;
-      if (fused && a.draw == 2) buffer.fill(a.key, uint64_t(b), 0, first, skip + n, a.scale);
+      if (fused && a.draw == 2)
+        buffer.fill(a.key, uint64_t(b), 0, first, skip + n, a.scale, [&](int64_t q) SF_LAMBDA {
+          const int64_t i = 4 * q;
+          fetch_reals(mean + i), fetch_reals(anchor + i), fetch_reals(sample + i);
+          fetch_reals(denoised + i), fetch_reals(score + i);
+        });
       each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
         const P v = get(from + i, m) +
                     pvd_increment(c, get(anchor + i, m), get(sample + i, m), get(denoised + i, m), get(score + i, m));

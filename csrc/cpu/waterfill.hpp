@@ -80,11 +80,6 @@ const T* draw_waiting(draw_buffer<T>& buffer, const philox_key& key, int64_t ite
   return buffer.data + skip;
 }
 
-template <class T>
-SF_HD void fetch_reals(const T* p) {  // 64 of them
-  for (int i = 0; i < int(64 * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, 0, 3);
-}
-
 // Runs of symbols: body(b, g, first symbol, symbols). Symbols are reals when d has one entry per real.
 template <class Body>
 void for_each_run(const waterfill_args& a, const Body& body) {
