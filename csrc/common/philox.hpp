@@ -228,20 +228,21 @@ inline void normals(const philox_counter& at, uint64_t first, int64_t quads, dou
   }
 }
 
-// Only the counters first + list[k], k < count, each at its own place out[4*list[k] ..].
+// Only the counters first + list[k], k < count, each at its own place out[4*list[k] ..]; the list is readable for a group
+// past its end.
 template <class T, class Between>
-inline void normals_of(const philox_counter& at, uint64_t first, const uint32_t* list, int64_t count, T scale, T* out,
+inline void normals_of(const philox_counter& at, uint64_t first, const uint64_t* list, int64_t count, T scale, T* out,
                        const Between& between) {
   constexpr int W = counter_group<T>, N = sizeof(T) == 4 ? W / 2 : W;
-  typename counters<N>::V c[W / N];
+  typedef uint64_t U __attribute__((vector_size(N * 8), aligned(8), may_alias));
   T group[4 * W] __attribute__((aligned(64)));
   for (int64_t k = 0; k < count; k += W) {
     const int m = count - k < W ? int(count - k) : W;
-    for (int i = 0; i < W; ++i) c[i / N][i % N] = first + list[k + (i < m ? i : 0)];
+    const typename counters<N>::V c = *reinterpret_cast<const U*>(list + k) + first;
     if constexpr (sizeof(T) == 4)
-      group_normals(at, c[0], c[1], scale, group);
+      group_normals(at, c, *reinterpret_cast<const U*>(list + k + N) + first, scale, group);
     else
-      group_normals(at, c[0], scale, group);
+      group_normals(at, c, scale, group);
     for (int i = 0; i < m; ++i) __builtin_memcpy(out + 4 * list[k + i], group + 4 * i, 4 * sizeof(T));
     between(k);
   }

@@ -35,7 +35,7 @@ double rounded(const level& v, int64_t b, int64_t g) {
 
 // One bit per symbol of a run, four bits of zeros before the first and after the last.
 struct waiting_bits {
-  uint64_t words[symbol_run / 64 + 2];
+  uint64_t words[symbol_run / 64 + 3];
   int64_t count;
   void clear() { *this = {}; }
   void set(int64_t i, uint32_t bits) {  // bits of symbols i .. i+16, i a multiple of the pack width
@@ -44,11 +44,15 @@ struct waiting_bits {
     words[at / 64] |= uint64_t(bits) << at % 64;
     if (at % 64 > 32) words[at / 64 + 1] |= uint64_t(bits) >> (64 - at % 64);
   }
-  uint32_t from(int64_t first, int n) const {  // n <= 16 symbols from `first` >= -3 on
+  uint64_t from(int64_t first) const {  // 64 symbols from `first` >= -3 on
     const int64_t at = first + 4;
-    uint64_t w = words[at / 64] >> at % 64;
-    if (at % 64 > 64 - n) w |= words[at / 64 + 1] << (64 - at % 64);
-    return uint32_t(w) & ((1u << n) - 1);
+    return at % 64 ? words[at / 64] >> at % 64 | words[at / 64 + 1] << (64 - at % 64) : words[at / 64];
+  }
+  uint32_t from(int64_t first, int n) const { return uint32_t(from(first)) & ((1u << n) - 1); }  // n <= 16 of them
+  uint64_t quads(int64_t first) const {  // bit 4k: one of the symbols first + 4k .. first + 4k + 4 waits, k < 16
+    uint64_t w = from(first);
+    w |= w >> 1;
+    return (w | w >> 2) & 0x1111111111111111ull;
   }
 };
 
@@ -64,19 +68,27 @@ template <class T, class Fetch>
 const T* draw_waiting(draw_buffer<T>& buffer, const philox_key& key, int64_t item, int64_t first, int64_t n,
                       const waiting_bits& waiting, const Fetch& fetch) {
   const int64_t skip = first % 4, quads = (skip + n + 3) / 4;
-  uint32_t list[symbol_run / 4 + 1];
-  int64_t count = 0;
-  for (int64_t q = 0; q < quads; ++q) {
-    list[count] = uint32_t(q);
-    count += waiting.from(4 * q - skip, 4) != 0;
-  }
-  const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
-                          key.stream};
+  uint64_t list[symbol_run / 4 + 1 + counter_group<T>];
+  int64_t count = 0, next = 0;
+  for (int64_t q = 0; q < quads; q += 16) count += __builtin_popcountll(waiting.quads(4 * q - skip));
+  const bool dense = count * 4 >= quads * 3;  // picking costs as much as a quarter of the draws
+  if (dense) count = quads;
   const int64_t groups = (count + counter_group<T> - 1) / counter_group<T>, share = (n / 64 + groups) / (groups + 1);
-  int64_t next = 0;
-  normals_of(at, uint64_t(first) / 4, list, count, T(1), buffer.data, [&](int64_t) SF_LAMBDA {
+  const auto between = [&](int64_t) SF_LAMBDA {
     for (int64_t i = 0; i < share && next < n; ++i, next += 64) fetch(next);
-  });
+  };
+  if (dense) {
+    buffer.fill(key, uint64_t(item), 0, first - skip, skip + n, 1, between);
+  } else {
+    int64_t listed = 0;
+    for (int64_t q = 0; q < quads; q += 16)
+      for (uint64_t w = waiting.quads(4 * q - skip); w; w &= w - 1)
+        list[listed++] = uint64_t(q + __builtin_ctzll(w) / 4);
+    for (int i = 0; i < counter_group<T>; ++i) list[count + i] = 0;
+    const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
+                            key.stream};
+    normals_of(at, uint64_t(first) / 4, list, count, T(1), buffer.data, between);
+  }
   return buffer.data + skip;
 }
 
