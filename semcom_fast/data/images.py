@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "test")
 
 
 def data_home() -> Path:
-    """Folder of fetched photographs, cached crops and generated impulse responses: $SEMCOM_DATA, by default ~/.cache/semcom_fast."""
+    """Folder of fetched photographs, cached crops and generated channels: $SEMCOM_DATA, by default ~/.cache/semcom_fast."""
     chosen = os.environ.get("SEMCOM_DATA")
     return Path(chosen) if chosen else Path.home() / ".cache" / "semcom_fast"
 
