@@ -22,4 +22,5 @@ run "memcheck" compute-sanitizer --tool memcheck --error-exitcode 1 python3 -m p
 run "racecheck" compute-sanitizer --tool racecheck --error-exitcode 1 python3 -m pytest -q -m "gpu and not slow" \
   python_tests/cuda -x -p no:cacheprovider
 run "benchmarks" python3 -m benchmarks --device cuda --csv "$out/gpu_$tag.csv"
+run "water-filling loop" python3 -m benchmarks.waterfill_loop --device cuda --csv "$out/gpu_waterfill_loop_$tag.csv"
 exit $failed

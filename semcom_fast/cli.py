@@ -14,6 +14,7 @@ from .errors import BackendUnavailable, MissingExtra
 SYSTEMS = {
     "blind-mimosc": "semcom_fast.systems.blind_mimosc.commands",
     "mu-mimo": "semcom_fast.systems.mu_mimo.commands",
+    "sgd-jscc": "semcom_fast.systems.sgd_jscc.commands",
 }
 DEFAULT_SYSTEM = "blind-mimosc"
 VERBS = {

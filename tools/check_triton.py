@@ -30,10 +30,26 @@ try:
 except ImportError as err:
     sys.exit(f"check_triton: {err}; pip install 'semcom-fast[triton]'")
 
-from semcom_fast.triton import _variants, philox_normal, power_normalise, pvd_calibrate, pvd_update
+from semcom_fast.triton import (
+    _variants,
+    philox_normal,
+    power_normalise,
+    pvd_calibrate,
+    pvd_update,
+    waterfill_equalise,
+    waterfill_inject,
+    waterfill_step,
+    waterfill_step_authors,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 COLUMNS = ["kernel", "dtype", "arch", "warps", "regs", "stack", "spills", "shared", "load", "store", "fp64", "instr"]
 
 
@@ -55,6 +71,10 @@ def record() -> list[tuple[str, str, object, tuple, dict]]:
         (pvd_update, ["kernel"]),
         (power_normalise, ["kernel", "vjp_kernel"]),
         (pvd_calibrate, ["kernel"]),
+        (waterfill_equalise, ["kernel"]),
+        (waterfill_inject, ["kernel"]),
+        (waterfill_step, ["kernel"]),
+        (waterfill_step_authors, ["kernel", "scale_kernel"]),
     ):
         for name in names:
             setattr(module, name, Recorder(getattr(module, name), log))
@@ -63,7 +83,9 @@ def record() -> list[tuple[str, str, object, tuple, dict]]:
     for dtype in (torch.float32, torch.float64):
         for name, launch in _variants.calls(torch.device("cpu"), (dtype,)):
             launch()
-            rows.append((name, str(dtype).removeprefix("torch."), *log.pop()))
+            for i, entry in enumerate(log):  # a call of two launches gives two rows
+                rows.append((name + f", launch {i + 1}" * (len(log) > 1), str(dtype).removeprefix("torch."), *entry))
+            log.clear()
     return rows
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from semcom_fast.data.captions import caption_of, crop_captions, photo_captions
-from semcom_fast.data.edges import edge_uncertainty, kept_edges, luminance, soft_edges
+from semcom_fast.data.edges import _soften, edge_uncertainty, kept_edges, luminance, soft_edges
 from semcom_fast.data.photos import PACKAGE_SETS, manifest
 
 canny = pytest.importorskip("skimage.feature").canny
@@ -34,11 +34,13 @@ def test_without_blur_it_is_canny_on_the_luminance() -> None:
     assert torch.equal(soft_edges(images, sigma=1.2, blur=0)[:, 0], expected)
 
 
-def test_blur_spreads_to_both_sides_and_keeps_the_peak() -> None:
-    sharp, soft = soft_edges(square(), blur=0)[0, 0, 16], soft_edges(square(), blur=0.8)[0, 0, 16]
-    assert torch.equal(soft[sharp == 1], torch.ones(int(sharp.sum())))
-    beside = soft[1:][(sharp[1:] == 0) & (sharp[:-1] == 1)]
-    assert torch.allclose(beside, torch.full_like(beside, 0.4578), atol=1e-3)  # exp(-1/(2 * 0.8^2))
+def test_a_straight_line_peaks_at_one_and_falls_like_a_gaussian() -> None:
+    line = torch.zeros(1, 1, 24, 24)
+    line[..., 12] = 1
+    row = _soften(line, 0.8)[0, 0, 12]
+    expected = torch.exp(-torch.tensor([0.0, 1.0, 2.0]).square() / (2 * 0.8**2))
+    assert torch.allclose(row[12:15], expected, atol=1e-6) and torch.allclose(row[10:13], expected.flip(0), atol=1e-6)
+    assert _soften(torch.ones(1, 1, 24, 24), 0.8).max() == 1  # clamped
 
 
 def test_batch_and_number_formats_change_nothing() -> None:

@@ -64,15 +64,29 @@ def test_warmup_on_a_device():
     assert "variants of the Triton kernels are ready" in warmup()
 
 
-def test_compile_check_reports_resources(tmp_path):
-    table = tmp_path / "t.csv"
+def _compiled(folder, only):
+    """Rows of the compile check for sm_90; the PTX lies in `folder`."""
+    table = folder / "t.csv"
     code = "import runpy, sys; sys.argv[0] = 'check_triton.py'; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     script = str(ROOT / "tools" / "check_triton.py")
-    done = _python(code, script, "--only", "pvd_update 2x1x1536 draw", "--arch", "90", "--csv", str(table))
+    done = _python(code, script, "--only", only, "--arch", "90", "--csv", str(table), "--dump", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     with table.open() as f:
-        rows = list(csv.DictReader(f))
+        return list(csv.DictReader(f))
+
+
+def test_compile_check_reports_resources(tmp_path):
+    rows = _compiled(tmp_path, "pvd_update 2x1x1536 draw")
     assert [r["dtype"] for r in rows] == ["float32", "float32", "float64", "float64"]
     for row in rows:
         assert int(row["stack"]) == int(row["spills"]) == 0 < int(row["regs"])
         assert int(row["load"]) == int(row["store"]) == 16  # a thread owns whole quads
+
+
+def test_masked_loads_of_the_water_filling_step_stay_wide(tmp_path):
+    """The mask differs from element to element, the loads it guards must not: no 4-byte load, 16 bytes of g, f and d."""
+    rows = _compiled(tmp_path, "waterfill_step 1536 guided, table")
+    assert [r["dtype"] for r in rows] == ["float32", "float64"]
+    assert all(int(r["load"]) == int(r["store"]) == 16 for r in rows)
+    ptx = (tmp_path / "waterfill_step_1536_guided_table_float32_sm90.ptx").read_text()
+    assert "ld.global.b32" not in ptx and ptx.count("ld.global.v4.b32") == 5  # with x0 and x0_uncond

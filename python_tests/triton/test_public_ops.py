@@ -83,3 +83,47 @@ def test_pvd_calibrate(both):
         return (sf.pvd_calibrate(0.1, var, probe, probe[:, 0], x_energy=24.0, nr=4, count=96),)
 
     _same(both(step))
+
+
+def _latents(device, *shape):
+    gen = torch.Generator().manual_seed(0)
+    f, g, x0, other = (torch.randn(*shape, generator=gen).to(device) for _ in range(4))
+    d = torch.rand(*shape[:-1], shape[-1] // 2, generator=gen).to(device)
+    return f, g, x0.requires_grad_(), other, d
+
+
+@pytest.mark.parametrize("channel", ["fast", "slow"])
+def test_waterfill_equalise(channel, both):
+    def step(device):
+        gen = torch.Generator().manual_seed(0)
+        y, h = (torch.randn(2, 3, 5, dtype=torch.complex64, generator=gen).to(device) for _ in range(2))
+        return sf.waterfill_equalise(y, h if channel == "fast" else h[..., :1], torch.tensor([0.1, 2.0], device=device))
+
+    _same(both(step))
+
+
+@pytest.mark.parametrize("shape", [(3, 24), (2, 3, 10)], ids=str)
+def test_waterfill_inject_and_step(shape, both):
+    def step(device):
+        f, g, x0, other, d = _latents(device, *shape)
+        low = torch.linspace(0.5, 0.2, shape[0], device=device)
+        drawn = {"seed": 3, "step": 1, "first_item": 7}
+        start = sf.waterfill_inject(f, d, low, **drawn)
+        new = sf.waterfill_step(g, x0, f, d, 0.8, low, x0_uncond=other, guidance=2.5, **drawn)
+        (grad,) = torch.autograd.grad(new.square().sum(), x0)
+        return start, new.detach(), grad
+
+    _same(both(step))
+
+
+@pytest.mark.parametrize("base", ["own", "common"])
+@pytest.mark.parametrize("renorm", [True, False])
+def test_waterfill_step_authors(base, renorm, both):
+    def step(device):
+        f, g, x0, _, d = _latents(device, 3, 24)
+        low = torch.linspace(0.5, 0.2, 3, device=device)
+        new = sf.waterfill_step_authors(f, g, d, x0, 0.8, low, base=base, renorm=renorm, seed=3, step=1)
+        (grad,) = torch.autograd.grad(new[1].square().sum() if not renorm else new[0].square().sum(), x0)
+        return *(t.detach() for t in new), grad
+
+    _same(both(step))

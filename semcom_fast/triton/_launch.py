@@ -93,9 +93,9 @@ def seed_arguments(seed: int | Tensor | None, device: torch.device) -> tuple[int
     return (value, 0, True) if isinstance(value, Tensor) else (word(value), word(value >> 32), False)
 
 
-def step_argument(step: int | Tensor, device: torch.device) -> tuple[int | Tensor, bool]:
+def step_argument(step: int | Tensor, device: torch.device, name: str = "step") -> tuple[int | Tensor, bool]:
     """(word or device cell, whether it is a cell)."""
-    value = _integer("step", step, device)
+    value = _integer(name, step, device)
     return (value, True) if isinstance(value, Tensor) else (word(value), False)
 
 

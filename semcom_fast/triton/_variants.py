@@ -5,10 +5,20 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import philox_normal, power_normalise, pvd_calibrate, pvd_update
+from . import (
+    philox_normal,
+    power_normalise,
+    pvd_calibrate,
+    pvd_update,
+    waterfill_equalise,
+    waterfill_inject,
+    waterfill_step,
+    waterfill_step_authors,
+)
 from ._launch import PvdLevels, as_level
 
 Call = tuple[str, Callable[[], object]]
+_ROWS = (64, 1536, 8192, 10)  # reals of a water-filling state: one per tiling, the last without wide accesses
 _STATES = ((2, 1, 64), (2, 1, 1536), (2, 1, 8192), (2, 2, 10), (2, 2, 7))  # [B,G,E]: one per tiling
 
 
@@ -50,6 +60,62 @@ def _updates(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     yield "pvd_update no draw, L=2", functools.partial(call, base, mode="none", samples=2)
 
 
+def _flat(n: int, dtype: torch.dtype, device: torch.device, **switches: object) -> object:
+    """One launch of `waterfill_step` (or `waterfill_inject`, `waterfill_step_authors`) on a state of n reals."""
+    op, per = switches.pop("op", "step"), switches.pop("per", "symbol")
+    g, flag = torch.ones((2, n), dtype=dtype, device=device), torch.zeros(1, dtype=torch.int32, device=device)
+    x0 = g.to(switches.pop("net", dtype))
+    d = torch.ones((2, {"symbol": n // 2, "real": n, "item": 1}[per]), dtype=dtype, device=device)
+    level, cell = torch.ones(2, dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    optional = {"x0_uncond": x0, "guidance": level, "x0_prev": g, "ratio": level, "noise": g}
+    given = {name: optional[name] for name in switches.pop("give", ())}
+    draw = {} if "noise" in given or switches.pop("quiet", False) else {"seed": cell}
+    if op == "inject":
+        return waterfill_inject.run(g, d, level, **given, **draw, flag=flag)
+    if switches.pop("table", False):
+        table, counter = torch.ones((3, 2), dtype=torch.float64, device=device), cell.new_zeros(2)
+        given = {k: table if k in ("guidance", "ratio") else v for k, v in given.items()}
+        found = {"flag": flag, "level_out": level}
+        if op == "authors":
+            return waterfill_step_authors.run_table(g, g, d, x0, table, counter, **switches, **draw, **found)
+        kept = {"x0_out": g} if "x0_prev" in given else {}
+        return waterfill_step.run_table(g, x0, g, d, table, counter, **given, **draw, **found, **kept)
+    if op == "authors":
+        return waterfill_step_authors.run(g, g, d, x0, level, level, **switches, **draw, flag=flag)
+    return waterfill_step.run(g, x0, g, d, level, level, **given, **draw, flag=flag)
+
+
+def _waterfill(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    call = functools.partial(_flat, dtype=dtype, device=device)
+    bf16 = {"net": torch.bfloat16} if dtype is torch.float32 else {}
+    guided = ("x0_uncond", "guidance")
+    for n in _ROWS:
+        yield f"waterfill_inject {n}", functools.partial(call, n, op="inject")
+        yield f"waterfill_step {n}", functools.partial(call, n)
+        yield f"waterfill_step {n} guided, table", functools.partial(call, n, give=guided, table=True)
+        yield f"waterfill_step_authors {n}", functools.partial(call, n, op="authors")
+    yield "waterfill_step 1536 guided, bf16 x0, table", functools.partial(call, 1536, give=guided, table=True, **bf16)
+    yield "waterfill_step 1536 no draw", functools.partial(call, 1536, quiet=True)
+    yield "waterfill_step 1536 explicit noise", functools.partial(call, 1536, give=("noise",))
+    for per in ("real", "item"):
+        yield f"waterfill_step 1536 d per {per}", functools.partial(call, 1536, per=per)
+    second = (*guided, "x0_prev", "ratio")
+    yield (
+        "waterfill_step 1536 2M, d per item, table",
+        functools.partial(call, 1536, give=second, per="item", table=True),
+    )
+    for n in (1024, 4096):
+        yield f"waterfill_step_authors {n} table", functools.partial(call, n, op="authors", table=True)
+    other = {"op": "authors", "topup": "variance", "base": "common", "renorm": False}
+    yield "waterfill_step_authors 1536 variance, common", functools.partial(call, 1536, **other)
+    wide = torch.complex64 if dtype is torch.float32 else torch.complex128
+    for symbols, dense in ((32, True), (512, True), (512, False), (5, False)):
+        y = torch.ones((2, 3, symbols), dtype=wide, device=device)
+        h = y if dense else y[:, :, :1].expand_as(y)
+        name = f"waterfill_equalise {symbols}" + ("" if dense else ", one channel per row")
+        yield name, functools.partial(waterfill_equalise.run, y, h, 0.1)
+
+
 def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)) -> Iterator[Call]:
     """(description, thunk that launches one variant on `device`)."""
     for dtype in dtypes:
@@ -68,4 +134,5 @@ def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32
             yield f"power_normalise vjp {n}", functools.partial(power_normalise.vjp, z, z[:, 0].contiguous(), z, 1.0)
         pair = torch.ones((2, 2), dtype=dtype, device=device)
         one = torch.ones(2, dtype=dtype, device=device)
+        yield from _waterfill(dtype, device)
         yield "pvd_calibrate", functools.partial(pvd_calibrate.run, 1.0, pair, pair, one, 1.0, 4, 96)

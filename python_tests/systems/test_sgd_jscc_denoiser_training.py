@@ -1,0 +1,165 @@
+"""Training of the denoiser and its control branch, and the latents it is done on."""
+
+import signal
+
+import pytest
+import torch
+from dit_cases import TINY, shaken, source
+from sf_testing import same_bits
+
+from semcom_fast import weights
+from semcom_fast.systems.blind_mimosc.fitting import Stopped
+from semcom_fast.systems.mu_mimo.fitting import LinkFit
+from semcom_fast.systems.sgd_jscc.control import ControlBranch
+from semcom_fast.systems.sgd_jscc.denoiser_networks import CONTROL, DENOISER, load_control, load_denoiser, load_dit
+from semcom_fast.systems.sgd_jscc.denoiser_settings import DenoiserTrainSettings
+from semcom_fast.systems.sgd_jscc.dit import DiT, DiTConfig
+from semcom_fast.systems.sgd_jscc.latents import corrupted, kept
+from semcom_fast.systems.sgd_jscc.train_denoiser import SCHEDULE, denoiser_loss, train
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"part": "snr"}, "unknown part"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"text_dropped": 1.5}, "text_dropped must be on"),
+        ({"highest_level": 0.0}, "highest_level must be on"),
+        ({"minutes": 0.0}, "minutes must be positive"),
+    ],
+)
+def test_bad_training_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        DenoiserTrainSettings(**change)
+
+
+# ---- training
+
+
+def _settings(part="dit", steps=200, **changes):
+    plain = {"batch": 32, "rate": 3e-3, "bf16": False, "progress": False, "masked_rows": 0.25}
+    return DenoiserTrainSettings(part=part, steps=steps, **{**plain, **changes})
+
+
+def _fit(path, steps=6):
+    settings, drawn = _settings(steps=steps, relative=False), source()
+    torch.manual_seed(0)
+    marked = settings.fit("", "", 0.8)
+    return LinkFit(DiT(DiTConfig(**TINY, inert=False)), denoiser_loss(drawn, marked), marked, path)
+
+
+def test_every_parameter_that_counts_gets_a_gradient():
+    model = shaken(DiT(DiTConfig(**TINY, output="residual", rank=20)))
+    settings = _settings().fit("", "", 0.8)
+    denoiser_loss(source(), settings)(model, torch.Generator().manual_seed(0)).backward()
+    for name, parameter in model.named_parameters():
+        inert = ".query." in name or ".key." in name
+        assert inert == (parameter.grad is None), name
+        assert inert or parameter.grad.abs().max() > 0, name
+
+
+def test_a_new_branch_gets_gradients_and_leaves_the_denoiser_alone():
+    dit = shaken(DiT(DiTConfig(**TINY, output="residual", rank=20))).requires_grad_(False)
+    branch = ControlBranch.of(dit)
+    loss = denoiser_loss(source(guides=True), _settings("control").fit("", "", 0.8), dit)
+    loss(branch, torch.Generator().manual_seed(0)).backward()
+    assert all(layer.weight.grad.abs().max() > 0 for layer in branch.exits)
+    assert all(parameter.grad is None for parameter in dit.parameters())
+
+
+def test_loss_is_that_of_algorithm_1():
+    drawn, model = source(), shaken(DiT(DiTConfig(**TINY)))
+    plain = {"masked_rows": 0.0, "relative": False, "time_power": 1.0, "text_dropped": 0.5}
+    settings = _settings(highest_level=1.0, **plain).fit("", "", 1.0)
+    loss = denoiser_loss(drawn, settings)(model, torch.Generator().manual_seed(5))
+    random = torch.Generator().manual_seed(5)
+    f0, text, _ = drawn.draw(32, random)
+    beta = SCHEDULE.level(torch.rand(32, generator=random)).float()
+    noise = torch.randn(f0.shape, generator=random)
+    told = torch.rand(32, 1, generator=random) >= 0.5
+    shaped = beta[:, None, None, None]
+    x0 = model((1 - shaped).sqrt() * f0 + shaped.sqrt() * noise, beta, text * told)
+    torch.testing.assert_close(loss, (x0 - f0).square().mean())
+    assert 4 < told.sum() < 28
+
+
+def test_inert_parameters_cannot_be_trained(tmp_path):
+    with pytest.raises(ValueError, match="inert=False"):
+        train(_settings(out=tmp_path), source(), source(), DiTConfig(**TINY))
+
+
+def test_interrupted_and_resumed_is_unbroken(tmp_path):
+    averaged = _fit(tmp_path / "whole").run("whole", progress=False)
+    broken = _fit(tmp_path / "part")
+    inner, calls = broken.loss, iter(range(100))
+
+    def loss(model, generator):
+        if next(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return inner(model, generator)
+
+    broken.loss = loss
+    with pytest.raises(Stopped, match="stopped at step 3 of 6"):
+        broken.run("part", progress=False)
+    again = _fit(tmp_path / "part")
+    assert again.resume() and again.step == 3
+    for (name, mine), theirs in zip(
+        again.run("part", progress=False).state_dict().items(), averaged.state_dict().values(), strict=True
+    ):
+        same_bits(mine, theirs, name)
+
+
+def test_training_learns_what_a_linear_denoiser_cannot_know(tmp_path):
+    """Under a minute on one core: the loss falls, and the stored networks beat the Wiener denoiser of their latents."""
+    drawn, held = source(4096, guides=True), source(256, guides=True, seed=1)
+    config = DiTConfig(**TINY, output="residual", rank=24, inert=False)
+    card = train(_settings(out=tmp_path), drawn, held, config)
+    assert weights.available(tmp_path) == [DENOISER]
+    row = card["metrics"]["-10 dB"]
+    assert row["dit"] < 0.9 * min(row["wiener"], row["low_rank_linear"]), row
+    dit = load_dit(tmp_path)
+    assert dit.side is None and not any(p.requires_grad for p in dit.parameters())
+    card = train(_settings("control", steps=60, out=tmp_path, weights=tmp_path), drawn, held)
+    row = card["metrics"]["-10 dB"]
+    assert row["dit_edges"] < 0.9 * row["dit"], row  # the guide of this test is the clean latent, or its mirror image
+    assert weights.available(tmp_path) == [CONTROL, DENOISER]
+    loaded, branch = load_denoiser(tmp_path)
+    again = load_control(tmp_path)
+    for mine, theirs in zip(branch.state_dict().values(), again.state_dict().values(), strict=True):
+        same_bits(mine, theirs)
+    same_bits(loaded.patch.weight, dit.patch.weight)
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights 'sgd_jscc_dit'"):
+        load_denoiser(tmp_path)
+
+
+# ---- data
+
+
+def test_kept_latents_are_made_once(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return torch.ones(2, 3).half()
+
+    for _ in range(2):
+        assert torch.equal(kept("a", make, tmp_path), torch.ones(2, 3).half())
+    kept("b", make, tmp_path)
+    assert len(made) == 2 and len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_corrupted_edges_stay_edge_maps():
+    edges = torch.zeros(50, 1, 32, 32, dtype=torch.uint8)
+    edges[..., 16] = 255
+    received = corrupted(edges)
+    same_bits(received, corrupted(edges))
+    assert received.dtype == torch.uint8 and received.shape == edges.shape
+    assert not torch.equal(received, corrupted(edges, seed=1))
+    line, rest = received[..., 16].float().mean(), received[..., :12].float().mean()
+    assert 60 < line < 230 and rest < 40
+    copied = edges.clone()
+    corrupted(edges)
+    same_bits(edges, copied)
