@@ -27,6 +27,18 @@ SF_HD native<float> get_bf16(const uint16_t* p, int m) {
   return native<float>((native<float>::V)(__builtin_convertvector(*reinterpret_cast<const H*>(p), U) << 16));
 }
 
+// Entries of a prediction, in the state's dtype or bfloat16, at reals i .. i+m of the whole array.
+template <class T>
+SF_HD native<T> predicted(const waterfill_args& a, const void* p, int64_t i, int m) {
+  if constexpr (sizeof(T) == 4)
+    if (a.x0_bf16) return get_bf16(static_cast<const uint16_t*>(p) + i, m);
+  return get(static_cast<const T*>(p) + i, m);
+}
+template <class T>
+SF_HD void fetch_prediction(const waterfill_args& a, const void* p, int64_t i) {
+  a.x0_bf16 ? fetch_reals(static_cast<const uint16_t*>(p) + i) : fetch_reals(static_cast<const T*>(p) + i);
+}
+
 // A state's noise level as the state's own dtype has it: what every back end compares d with.
 template <class T>
 double rounded(const level& v, int64_t b, int64_t g) {

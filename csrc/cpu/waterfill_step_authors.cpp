@@ -73,18 +73,19 @@ struct authors_row {
     bool good = valid && outside.sum() == T(0);
     for (int k = 0; k < (a.halves ? 2 : 1); ++k) {
       const half_run place(a, b, g, first, k);
-      const T *f = static_cast<const T*>(a.f) + place.at, *x0 = static_cast<const T*>(a.x0) + place.at;
+      const T* f = static_cast<const T*>(a.f) + place.at;
       const T* origin = a.common_base ? static_cast<const T*>(a.state) + place.at : f;
       const T* noise = a.draw == 1 ? static_cast<const T*>(a.noise) + place.at : nullptr;
       if (a.draw == 2 && w.waiting.count)
-        noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting,
-                             [&](int64_t i) SF_LAMBDA { fetch_reals(origin + i), fetch_reals(x0 + i); });
+        noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting, [&](int64_t i) SF_LAMBDA {
+          fetch_reals(origin + i), fetch_prediction<T>(a, a.x0, place.at + i);
+        });
       T *state = static_cast<T*>(a.out_f) + place.at, *out = static_cast<T*>(a.out) + place.at;
       P bad = T(0);
       each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
         const auto waits = lane_mask<T, W>::from_bits(w.waiting.from(i, m));
-        const P old = get(f + i, m),
-                moved = fused(P::load(wa + i), get(origin + i, m), P::load(wb + i) * get(x0 + i, m));
+        const P old = get(f + i, m), moved = fused(P::load(wa + i), get(origin + i, m),
+                                                   P::load(wb + i) * predicted<T>(a, a.x0, place.at + i, m));
         const P now = select(waits, old, moved);
         P next = P::load(w.keep + i) * now;
         if (noise) next = select(waits, fused(P::load(w.add + i), get(noise + i, m), next), next);

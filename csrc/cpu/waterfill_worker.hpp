@@ -44,19 +44,14 @@ struct waterfill_row {
     return outside.sum() == T(0);
   }
 
-  SF_HD native<T> predicted(const void* p, int64_t i, int m) const {
-    if constexpr (sizeof(T) == 4)
-      if (a.x0_bf16) return get_bf16(static_cast<const uint16_t*>(p) + i, m);
-    return get(static_cast<const T*>(p) + i, m);
-  }
-
   // The moved element: a g + b x0, or the received one where there is no step (injection alone).
   SF_HD native<T> moved(int64_t i, int m) const {
     using P = native<T>;
     if (!a.x0) return get(static_cast<const T*>(a.f) + i, m);
-    P x = predicted(a.x0, i, m);
-    if (a.uncond) x = fused(P(weights.cond), x, P(weights.uncond) * predicted(a.uncond, i, m));
-    if (a.prev && weights.before != T(0)) x = fused(P(weights.now), x, P(-weights.before) * predicted(a.prev, i, m));
+    P x = predicted<T>(a, a.x0, i, m);
+    if (a.uncond) x = fused(P(weights.cond), x, P(weights.uncond) * predicted<T>(a, a.uncond, i, m));
+    if (a.prev && weights.before != T(0))
+      x = fused(P(weights.now), x, P(-weights.before) * predicted<T>(a, a.prev, i, m));
     return fused(P(T(ddim.a)), get(static_cast<const T*>(a.state) + i, m), P(T(ddim.b)) * x);
   }
 
@@ -75,13 +70,8 @@ struct waterfill_row {
         if (!a.x0) return;
         fetch_reals(static_cast<const T*>(a.state) + place.at + i);
         const void* predictions[] = {a.x0, a.uncond, a.prev};
-        for (const void* p : predictions) {
-          if (!p) continue;
-          if (a.x0_bf16)
-            fetch_reals(static_cast<const uint16_t*>(p) + place.at + i);
-          else
-            fetch_reals(static_cast<const T*>(p) + place.at + i);
-        }
+        for (const void* p : predictions)
+          if (p) fetch_prediction<T>(a, p, place.at + i);
       });
     P bad = T(0);
     each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {

@@ -59,7 +59,7 @@ def test_inject_and_step(size, per, dtype):
 @pytest.mark.parametrize("size", SIZES[:4], ids=str)
 @pytest.mark.parametrize("base", ["own", "common"])
 def test_authors(size, base, dtype):
-    c = wb.make(*size, dtype, net=torch.bfloat16, device="cuda")
+    c = wb.make(*size, dtype, device="cuda")
     state = (c.f, c.g, c.d, c.x0, c.high, c.low)
     f, g = sf.waterfill_step_authors(*state, base=base, noise=c.noise)
     high, low = _levels(c, dtype)

@@ -115,11 +115,11 @@ def test_training_learns_what_a_linear_denoiser_cannot_know(tmp_path):
     config = DiTConfig(**TINY, output="residual", rank=24, inert=False)
     card = train(_settings(out=tmp_path), drawn, held, config)
     assert weights.available(tmp_path) == [DENOISER]
-    row = card["metrics"]["-10 dB"]
-    assert row["dit"] < 0.9 * min(row["wiener"], row["low_rank_linear"]), row
+    row = card["metrics"]["0 dB"]
+    assert row["dit"] < 0.8 * min(row["wiener"], row["low_rank_linear"]), row
     dit = load_dit(tmp_path)
     assert dit.side is None and not any(p.requires_grad for p in dit.parameters())
-    card = train(_settings("control", steps=60, out=tmp_path, weights=tmp_path), drawn, held)
+    card = train(_settings("control", steps=150, out=tmp_path, weights=tmp_path), drawn, held)
     row = card["metrics"]["-10 dB"]
     assert row["dit_edges"] < 0.9 * row["dit"], row  # the guide of this test is the clean latent, or its mirror image
     assert weights.available(tmp_path) == [CONTROL, DENOISER]

@@ -117,7 +117,8 @@ def waterfill_step_authors(
 
     Args:
         f, g: state and network input, [..., N]; d: the channel's noise levels as in :func:`waterfill_step`, constant over
-            a run. x0: prediction from g, like f. beta_t, beta_s: levels; equal ones only top up, which starts a run.
+            a run. x0: prediction from g, like f, or bfloat16 beside a float32 state. beta_t, beta_s: levels; equal ones
+            only top up, which starts a run.
         noise, seed, step, first_item: as in :func:`waterfill_step`.
 
     Returns:
@@ -131,7 +132,8 @@ def waterfill_step_authors(
     Image Transmission"; it departs from Algorithm 3 as said above.
     """
     _waterfill.require_tensors(_NAME, f=f, g=g, d=d, x0=x0)
-    _checks.same_kind(_NAME, _checks.REAL, "f g d x0 noise", f, g, d, x0, noise)
+    _checks.same_kind(_NAME, _checks.REAL, "f g d noise", f, g, d, noise)
+    _waterfill.check_predictions(_NAME, f, x0=x0)
     _waterfill.check_state(_NAME, f, d, g=g, x0=x0, noise=noise)
     for name, value, known in (("topup", topup, TOPUPS), ("base", base, BASES)):
         if value not in known:

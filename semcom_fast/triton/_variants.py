@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -60,25 +61,25 @@ def _updates(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     yield "pvd_update no draw, L=2", functools.partial(call, base, mode="none", samples=2)
 
 
-def _flat(n: int, dtype: torch.dtype, device: torch.device, **switches: object) -> object:
+def _flat(n: int, dtype: torch.dtype, device: torch.device, **switches: Any) -> object:
     """One launch of `waterfill_step` (or `waterfill_inject`, `waterfill_step_authors`) on a state of n reals."""
     op, per = switches.pop("op", "step"), switches.pop("per", "symbol")
     g, flag = torch.ones((2, n), dtype=dtype, device=device), torch.zeros(1, dtype=torch.int32, device=device)
     x0 = g.to(switches.pop("net", dtype))
     d = torch.ones((2, {"symbol": n // 2, "real": n, "item": 1}[per]), dtype=dtype, device=device)
     level, cell = torch.ones(2, dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
-    optional = {"x0_uncond": x0, "guidance": level, "x0_prev": g, "ratio": level, "noise": g}
+    optional: dict[str, Any] = {"x0_uncond": x0, "guidance": level, "x0_prev": g, "ratio": level, "noise": g}
     given = {name: optional[name] for name in switches.pop("give", ())}
-    draw = {} if "noise" in given or switches.pop("quiet", False) else {"seed": cell}
+    draw: dict[str, Any] = {} if "noise" in given or switches.pop("quiet", False) else {"seed": cell}
     if op == "inject":
         return waterfill_inject.run(g, d, level, **given, **draw, flag=flag)
     if switches.pop("table", False):
         table, counter = torch.ones((3, 2), dtype=torch.float64, device=device), cell.new_zeros(2)
         given = {k: table if k in ("guidance", "ratio") else v for k, v in given.items()}
-        found = {"flag": flag, "level_out": level}
+        found: dict[str, Any] = {"flag": flag, "level_out": level}
         if op == "authors":
             return waterfill_step_authors.run_table(g, g, d, x0, table, counter, **switches, **draw, **found)
-        kept = {"x0_out": g} if "x0_prev" in given else {}
+        kept: dict[str, Any] = {"x0_out": g} if "x0_prev" in given else {}
         return waterfill_step.run_table(g, x0, g, d, table, counter, **given, **draw, **found, **kept)
     if op == "authors":
         return waterfill_step_authors.run(g, g, d, x0, level, level, **switches, **draw, flag=flag)
@@ -87,7 +88,7 @@ def _flat(n: int, dtype: torch.dtype, device: torch.device, **switches: object) 
 
 def _waterfill(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     call = functools.partial(_flat, dtype=dtype, device=device)
-    bf16 = {"net": torch.bfloat16} if dtype is torch.float32 else {}
+    bf16: dict[str, Any] = {"net": torch.bfloat16} if dtype is torch.float32 else {}
     guided = ("x0_uncond", "guidance")
     for n in _ROWS:
         yield f"waterfill_inject {n}", functools.partial(call, n, op="inject")
@@ -106,7 +107,7 @@ def _waterfill(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     )
     for n in (1024, 4096):
         yield f"waterfill_step_authors {n} table", functools.partial(call, n, op="authors", table=True)
-    other = {"op": "authors", "topup": "variance", "base": "common", "renorm": False}
+    other: dict[str, Any] = {"op": "authors", "topup": "variance", "base": "common", "renorm": False}
     yield "waterfill_step_authors 1536 variance, common", functools.partial(call, 1536, **other)
     wide = torch.complex64 if dtype is torch.float32 else torch.complex128
     for symbols, dense in ((32, True), (512, True), (512, False), (5, False)):

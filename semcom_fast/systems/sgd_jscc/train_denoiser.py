@@ -212,6 +212,7 @@ def train(
     if source is None or held_out is None:
         autoencoder = load_autoencoder(settings.weights)
         codec = load_edge_codec(settings.weights) if settings.part == "control" else None
+        assert settings.crops is not None
         source = latent_source(autoencoder, crops=settings.crops, codec=codec, bf16=marked.bf16)
         held_out = latent_source(autoencoder, "val", codec=codec)
     torch.manual_seed(settings.seed)
