@@ -1,6 +1,7 @@
 """Training of the denoiser and its control branch, and the latents it is done on."""
 
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,13 +9,17 @@ from dit_cases import TINY, shaken, source
 from sf_testing import same_bits
 
 from semcom_fast import weights
+from semcom_fast.data.images import ImageSet
 from semcom_fast.systems.blind_mimosc.fitting import Stopped
 from semcom_fast.systems.mu_mimo.fitting import LinkFit
+from semcom_fast.systems.sgd_jscc import train_denoiser
+from semcom_fast.systems.sgd_jscc.autoencoder import Autoencoder, AutoencoderConfig
 from semcom_fast.systems.sgd_jscc.control import ControlBranch
 from semcom_fast.systems.sgd_jscc.denoiser_networks import CONTROL, DENOISER, load_control, load_denoiser, load_dit
 from semcom_fast.systems.sgd_jscc.denoiser_settings import DenoiserTrainSettings
 from semcom_fast.systems.sgd_jscc.dit import DiT, DiTConfig
-from semcom_fast.systems.sgd_jscc.latents import corrupted, kept
+from semcom_fast.systems.sgd_jscc.edge_codec import EdgeCodec, EdgeCodecConfig
+from semcom_fast.systems.sgd_jscc.latents import corrupted, encoded, kept, received
 from semcom_fast.systems.sgd_jscc.train_denoiser import SCHEDULE, denoiser_loss, train
 
 
@@ -163,3 +168,48 @@ def test_corrupted_edges_stay_edge_maps():
     copied = edges.clone()
     corrupted(edges)
     same_bits(edges, copied)
+
+
+def _photos(count=6):
+    """Stands in for PhotoCrops: crops of two photographs, one of which has a caption."""
+    pixels = torch.randint(256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return SimpleNamespace(
+        load=lambda split, n: ImageSet(pixels, sources=("one", "two")),
+        origins=lambda split, n: torch.arange(count) % 2,
+        photographs=lambda split: [SimpleNamespace(name="Aqua"), SimpleNamespace(name="nobody's")],
+    )
+
+
+def test_latents_of_photographs(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMCOM_DATA", str(tmp_path))
+    photos = _photos()
+    monkeypatch.setattr(train_denoiser, "PhotoCrops", lambda **sizes: photos)
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig.small()).requires_grad_(False).eval()
+    codec = EdgeCodec(EdgeCodecConfig.small()).requires_grad_(False).eval()
+    pixels = photos.load("train", 6).images
+    drawn = train_denoiser.latent_source(autoencoder, crops=5)
+    assert drawn.latents.shape == (10, 16, 8, 8) and drawn.guides is None and drawn.sources == ("one", "two")
+    torch.testing.assert_close(drawn.latents[5:], encoded(autoencoder, pixels[:5].flip(-1)))
+    assert drawn.origins.tolist() == [0, 1, 0, 1, 0] * 2
+    assert drawn.text[0].norm().item() == pytest.approx(1) and drawn.text[1].norm() == 0
+    guided = train_denoiser.latent_source(autoencoder, crops=5, codec=codec)
+    torch.testing.assert_close(guided.latents, drawn.latents[:5])
+    assert guided.guides.shape == (5, 3, 16, 8, 8)
+    _, _, guides = guided.draw(64, torch.Generator().manual_seed(0))
+    assert len({round(float(guide.sum()), 3) for guide in guides}) > 8  # all versions of all images are met
+    other = train_denoiser.latent_source(Autoencoder(AutoencoderConfig.small()).eval(), crops=5)
+    assert (other.latents - drawn.latents).abs().max() > 0.1  # what is kept belongs to one autoencoder
+    with pytest.raises(ValueError, match="there are 40000 crops"):
+        train_denoiser.latent_source(autoencoder, crops=40_001)
+
+
+def test_received_edges_come_from_the_codec():
+    torch.manual_seed(0)
+    codec = EdgeCodec(EdgeCodecConfig.small()).eval()
+    edges = torch.randint(256, (3, 1, 64, 64), dtype=torch.uint8)
+    clean = received(codec, edges, snr_db=(90.0, 90.0))
+    decoded = codec.decode(codec.encode(edges / 255, 90.0), 90.0)
+    assert (clean / 255 - decoded).abs().max() < 0.5 / 255 + 1e-3
+    assert torch.equal(received(codec, edges), received(codec, edges)) and clean.dtype == torch.uint8
+    assert not torch.equal(received(codec, edges), received(codec, edges, seed=1))

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...baselines.wiener import WienerDenoiser
 from ...data.captions import crop_captions
 from ...data.edges import soft_edges
 from ...data.images import data_home
@@ -59,13 +60,13 @@ def receivers(steps: int = STEPS, *, bf16: bool = False) -> dict[str, ReceiverCo
         "diffusion": replace(full, edges=False),
         "guided": full,
         "guided-estimated": replace(full, snr="estimated"),
-        "no-text": replace(full, text=False),
+        "captioned": replace(full, text=True),
         "one-step": replace(full, waterfill=WaterfillConfig(steps=1)),
         "authors": replace(full, waterfill=authors, control_scale="authors"),
     }
 
 
-MAIN = ("codec", "wiener", "diffusion", "guided", "guided-estimated")
+MAIN = ("codec", "wiener", "diffusion", "guided", "guided-estimated", "captioned")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class Evaluation:
         self._sent: dict[float, Sent] = {}
         self._edges: Tensor | None = None
         self._features: Tensor | None = None
+        self._prints: dict[object, bytes] = {}
 
     def jobs(self) -> list[Job]:
         """SNR by SNR, so that a stopped run holds whole comparisons."""
@@ -145,19 +147,23 @@ class Evaluation:
         return [Job(name, channel, snr) for channel in p.channels for snr in p.snrs_db for name in p.receivers]
 
     def _key(self) -> str:
-        p, system = self.protocol, self.system
-        parts = (system.autoencoder, system.edge_codec, system.snr_estimator, system.dit, system.control)
+        p = self.protocol
         digest = hashlib.sha256(repr((_VERSION, p.seed, p.link, sorted(p.extras), list(p.captions))).encode())
         digest.update(p.images.numpy().tobytes())
-        for part in parts:
-            digest.update(b"none" if part is None else fingerprint(part).encode())
-        if system.wiener is not None:
-            digest.update(system.wiener.covariance.numpy().tobytes())
+        for part in (self.system.autoencoder, self.system.edge_codec):
+            digest.update(fingerprint(part).encode())
         return digest.hexdigest()[:16]
 
     def _file(self, job: Job) -> Path | None:
-        settings = hashlib.sha256(repr(self.protocol.receivers[job.receiver]).encode()).hexdigest()[:8]
-        return None if self.folder is None else self.folder / f"{job}_{settings}.npz"
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(repr(self.protocol.receivers[job.receiver]).encode())
+        for part in self.system.parts(self.protocol.receivers[job.receiver]):
+            if part not in self._prints:
+                tensors = part.covariance.numpy().tobytes() if isinstance(part, WienerDenoiser) else None
+                self._prints[part] = fingerprint(part).encode() if tensors is None else tensors  # type: ignore[arg-type]
+            digest.update(self._prints[part])
+        return self.folder / f"{job}_{digest.hexdigest()[:12]}.npz"
 
     def run(self, progress: bool = True) -> Iterator[tuple[Job, Figures]]:
         """Every job with its figures, as they are finished or found."""
@@ -256,8 +262,8 @@ GAINS: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]] = {
     "diffusion without edges over Wiener": (("diffusion", None), ("wiener", None)),
     "Wiener over codec alone": (("wiener", None), ("codec", None)),
     "edge guidance": (("guided", None), ("diffusion", None)),
-    "text": (("guided", None), ("no-text", None)),
-    "ten steps over one": (("guided", None), ("one-step", None)),
+    "caption": (("captioned", None), ("guided", None)),
+    "all steps over one": (("guided", None), ("one-step", None)),
     "estimated over known SNR": (("guided-estimated", None), ("guided", None)),
     "fast fading over AWGN, guided": (("guided", "fast"), ("guided", "awgn")),
     "fast fading over AWGN, codec alone": (("codec", "fast"), ("codec", "awgn")),
@@ -349,7 +355,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         snrs_db=tuple(args.snr), seed=args.seed,
     )  # fmt: skip
     try:
-        evaluate(load_system(args.weights), protocol, args.out, "all test photos", keep=data_home() / "sgd_jscc")
+        edges = any(config.edges and config.denoiser == "diffusion" for config in protocol.receivers.values())
+        system = load_system(args.weights, control=edges)
+        evaluate(system, protocol, args.out, "all test photos", keep=data_home() / "sgd_jscc")
     except KeyboardInterrupt:
         print(
             f"\nstopped; the rows finished so far are in {args.out}, and a new run goes on from them", file=sys.stderr

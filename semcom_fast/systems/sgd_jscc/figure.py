@@ -14,13 +14,13 @@ LABELS = {
     "diffusion": "diffusion",
     "guided": "diffusion guided by edges",
     "guided-estimated": "guided, SNR estimated",
-    "no-text": "guided, no text",
+    "captioned": "guided, with caption",
     "one-step": "guided, one step",
     "authors": "guided, published sampler",
 }
 COLOURS = {
     "codec": "#9a9a9a", "wiener": "#d95f02", "diffusion": "#5aa17f", "guided": "#1b6ca8", "guided-estimated": "#7a4ea3",
-    "no-text": "#b58900", "one-step": "#444444", "authors": "#c0392b",
+    "captioned": "#b58900", "one-step": "#444444", "authors": "#c0392b",
 }  # fmt: skip
 STYLES = {"codec": "v", "wiener": "s", "diffusion": "^", "guided": "o", "guided-estimated": "D"}
 CHANNEL_NAMES = {"awgn": "AWGN", "slow": "slow Rayleigh fading", "fast": "fast Rayleigh fading"}

@@ -50,8 +50,10 @@ def latent_source(
     """Latents of photograph crops with captions; kept on disk, made anew for another autoencoder.
 
     With the edge codec there are guides, three for each image: its edge map clean, corrupted, and as received over the
-    codec; training latents come with those of the mirrored crops otherwise.
+    codec; training latents come with those of the mirrored crops otherwise. Raises ValueError for more crops than CROPS.
     """
+    if crops > CROPS:
+        raise ValueError(f"there are {CROPS} crops, {crops} were asked for")
     photos = PhotoCrops(size=SIDE, n=CROPS)
     n = CROPS if split == "train" else HELD_OUT
     images = photos.load(split, n)
