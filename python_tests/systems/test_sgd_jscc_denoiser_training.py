@@ -10,10 +10,12 @@ from sf_testing import same_bits
 
 from semcom_fast import weights
 from semcom_fast.data.images import ImageSet
+from semcom_fast.data.photos import PhotoCrops
 from semcom_fast.systems.blind_mimosc.fitting import Stopped
 from semcom_fast.systems.mu_mimo.fitting import LinkFit
 from semcom_fast.systems.sgd_jscc import train_denoiser
 from semcom_fast.systems.sgd_jscc.autoencoder import Autoencoder, AutoencoderConfig
+from semcom_fast.systems.sgd_jscc.codec_networks import load_autoencoder
 from semcom_fast.systems.sgd_jscc.control import ControlBranch
 from semcom_fast.systems.sgd_jscc.denoiser_networks import CONTROL, DENOISER, load_control, load_denoiser, load_dit
 from semcom_fast.systems.sgd_jscc.denoiser_settings import DenoiserTrainSettings
@@ -213,3 +215,21 @@ def test_received_edges_come_from_the_codec():
     assert (clean / 255 - decoded).abs().max() < 0.5 / 255 + 1e-3
     assert torch.equal(received(codec, edges), received(codec, edges)) and clean.dtype == torch.uint8
     assert not torch.equal(received(codec, edges), received(codec, edges, seed=1))
+
+
+def test_shipped_networks_beat_a_linear_estimate_on_new_photographs(tmp_path):
+    pixels = PhotoCrops(size=64, photos="bundled", cache=tmp_path).load("test", 32).images
+    clean = encoded(load_autoencoder(), pixels).float()
+    dit, control = load_denoiser()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for snr, most in ((-10, 0.95), (0, 0.85), (10, 0.92)):
+        beta = 1 / (1 + 10 ** (snr / 10))
+        g, levels = (1 - beta) ** 0.5 * clean + beta**0.5 * noise, torch.full((32,), beta)
+        with torch.no_grad():
+            x0, linear = dit(g, levels), dit.prior.estimate(g, levels)
+        ratio = float((x0 - clean).square().mean() / (linear - clean).square().mean())
+        assert ratio < most, (snr, ratio)
+    for name, module in ((DENOISER, dit), (CONTROL, control)):
+        _, card = weights.load(name)
+        assert card["parameters"] == sum(value.numel() for value in module.state_dict().values())
+        assert len(card["sources"]) == 18 and card["metrics"]["0 dB"]["dit"] < card["metrics"]["0 dB"]["wiener"]

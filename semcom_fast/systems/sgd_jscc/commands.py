@@ -43,6 +43,7 @@ def _add(parser: ArgumentParser, defaults: RunSettings) -> None:
     parser.add_argument("--bf16", action="store_true", help="networks of the diffusion in bfloat16")
     parser.add_argument("--lpips", type=Path, nargs=2, metavar=("ALEXNET", "HEADS"), help="your weight files for LPIPS")
     parser.add_argument("--clip", type=Path, metavar="DIR", help="your CLIP model for the CLIP score")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="your inception-2015-12-05.pt for FID")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="weights of your own training (default: shipped)")
     _execution(parser)
 
@@ -73,6 +74,7 @@ def _settings(args: Namespace, keep: bool) -> RunSettings:
         bf16=args.bf16,
         lpips=tuple(args.lpips) if args.lpips else None,
         clip=args.clip,
+        inception=args.inception,
         weights=args.weights,
         keep=keep,
         progress=not args.quiet,

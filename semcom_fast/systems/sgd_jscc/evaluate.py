@@ -44,7 +44,7 @@ PSNR_CAP_DB = 100.0
 BATCH = 64
 STEPS = 10
 PER_CROP = ("psnr_db", "ssim", "edge_f1")
-_VERSION = 1
+_VERSION = 2
 
 # A figure of the user's own weights: (images, recovered, captions) -> [B].
 Extra = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
@@ -66,7 +66,7 @@ def receivers(steps: int = STEPS, *, bf16: bool = False) -> dict[str, ReceiverCo
     }
 
 
-MAIN = ("codec", "wiener", "diffusion", "guided", "guided-estimated", "captioned")
+MAIN = ("codec", "wiener", "diffusion", "guided", "guided-estimated")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Protocol:
         images: uint8 [N,3,S,S]; captions one for each; origins [N] the photograph each is of.
         receivers: those compared, by name.
         seed: of channels and noise.
-        extras: further figures per crop, by name.
+        extras: further figures per crop, by name; features: [N,D] of images, whose Fréchet distance is a figure.
     """
 
     images: Tensor
@@ -89,6 +89,7 @@ class Protocol:
     seed: int = 0
     link: LinkConfig = field(default_factory=LinkConfig)
     extras: Mapping[str, Extra] = field(default_factory=dict)
+    features: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.images) or len(self.captions) != len(self.images) or len(self.origins) != len(self.images):
@@ -138,7 +139,7 @@ class Evaluation:
         self.found: dict[Job, Figures] = {}
         self._sent: dict[float, Sent] = {}
         self._edges: Tensor | None = None
-        self._features: Tensor | None = None
+        self._features: dict[str, Tensor] = {}
         self._prints: dict[object, bytes] = {}
 
     def jobs(self) -> list[Job]:
@@ -148,7 +149,9 @@ class Evaluation:
 
     def _key(self) -> str:
         p = self.protocol
-        digest = hashlib.sha256(repr((_VERSION, p.seed, p.link, sorted(p.extras), list(p.captions))).encode())
+        digest = hashlib.sha256(
+            repr((_VERSION, p.seed, p.link, sorted([*p.extras, *p.features]), list(p.captions))).encode()
+        )
         digest.update(p.images.numpy().tobytes())
         for part in (self.system.autoencoder, self.system.edge_codec):
             digest.update(fingerprint(part).encode())
@@ -216,25 +219,26 @@ class Evaluation:
     @torch.no_grad()
     def _measure(self, job: Job) -> Figures:
         recovered, p = self.recovered(job), self.protocol
-        if self._features is None:
-            self._features = self._encoded_features(self.images)
         assert self._edges is not None
         edges = torch.cat([soft_edges(block) for block in recovered.split(BATCH)])
         figures = {
             "psnr_db": psnr(self.images, recovered, low=0.0, cap_db=PSNR_CAP_DB),
             "ssim": ssim(self.images, recovered, low=0.0),
             "ms_ssim": ms_ssim(self.images, recovered, low=0.0),
-            "edge_f1": edge_f1(self._edges, edges, tolerance=1),
+            "edge_f1": edge_f1(self._edges, edges),
         }
         for name, extra in p.extras.items():
             figures[name] = extra(self.images, recovered, p.captions)
-        distance = frechet_distance(self._features, self._encoded_features(recovered))
         arrays = {name: value.double().numpy() for name, value in figures.items()}
-        return arrays | {"latent_frechet": np.array([distance])}
+        for name, features in {"latent_frechet": self._encoded_features, **p.features}.items():
+            if name not in self._features:
+                self._features[name] = torch.cat([features(block) for block in self.images.split(BATCH)])
+            found = torch.cat([features(block) for block in recovered.split(BATCH)])
+            arrays[name] = np.array([frechet_distance(self._features[name], found)])
+        return arrays
 
     def _encoded_features(self, images: Tensor) -> Tensor:
-        blocks = [latent_features(self.system.autoencoder.encode(block)) for block in images.split(BATCH)]
-        return torch.cat(blocks)
+        return latent_features(self.system.autoencoder.encode(images))
 
 
 class Difference(NamedTuple):

@@ -13,7 +13,7 @@ from ...data.captions import caption_of
 from ...data.images import data_home
 from ...data.photos import PhotoCrops, manifest, reduce
 from ...links.metrics import psnr, ssim
-from ...links.perceptual import ClipScore, Lpips, WeightsNotGiven
+from ...links.perceptual import ClipScore, Inception, Lpips, WeightsNotGiven
 from ..blind_mimosc.evaluate import where
 from .evaluate import (
     MAIN,
@@ -55,6 +55,7 @@ class RunSettings:
     bf16: bool = False
     lpips: tuple[Path, Path] | None = None
     clip: Path | None = None
+    inception: Path | None = None
     weights: Path | None = None
     keep: bool = True
     progress: bool = True
@@ -177,8 +178,8 @@ def _picture(settings: RunSettings, evaluation: Evaluation, photos: PhotoCrops) 
     draw(settings.out, title, subtitle, rows, snrs, curves)
 
 
-def _extras(settings: RunSettings) -> tuple[dict[str, Extra], list[str]]:
-    """Figures that need the user's weights, and one line for each that is left out."""
+def _extras(settings: RunSettings) -> tuple[dict[str, Extra], dict[str, Callable[[Tensor], Tensor]], list[str]]:
+    """Figures per crop and feature networks that need the user's weights, and one line for each that is left out."""
 
     def lpips() -> Extra:
         distance = Lpips(*(settings.lpips or (None, None)))
@@ -189,13 +190,19 @@ def _extras(settings: RunSettings) -> tuple[dict[str, Extra], list[str]]:
         return lambda images, recovered, captions: score(recovered, captions)
 
     makers: dict[str, Callable[[], Extra]] = {"lpips": lpips, "clip_score": clip}
-    extras, notes = {}, []
+    extras: dict[str, Extra] = {}
+    features: dict[str, Callable[[Tensor], Tensor]] = {}
+    notes: list[str] = []
     for name, make in makers.items():
         try:
             extras[name] = make()
         except WeightsNotGiven as err:
             notes.append(str(err))
-    return extras, notes
+    try:
+        features["fid"] = Inception(settings.inception)
+    except WeightsNotGiven as err:
+        notes.append(str(err))
+    return extras, features, notes
 
 
 def run_report(settings: RunSettings | None = None, system: SgdJscc | None = None) -> Evaluation:
@@ -209,10 +216,10 @@ def run_report(settings: RunSettings | None = None, system: SgdJscc | None = Non
     began = time.monotonic()
     system = load_system(settings.weights) if system is None else system
     photos = PhotoCrops(size=64, photos=settings.photos)
-    extras, notes = _extras(settings)
+    extras, features, notes = _extras(settings)
     protocol = protocol_of(
         photos, settings.images, settings.receivers, settings.steps, bf16=settings.bf16, channels=settings.channels,
-        snrs_db=settings.snrs_db, seed=settings.seed, extras=extras,
+        snrs_db=settings.snrs_db, seed=settings.seed, extras=extras, features=features,
         link=LinkConfig(mapping=settings.mapping, edge_channel=settings.edge_channel),
     )  # fmt: skip
     path = settings.csv or settings.out.with_suffix(".csv")
@@ -226,10 +233,8 @@ def run_report(settings: RunSettings | None = None, system: SgdJscc | None = Non
           f"{settings.steps} steps ({', '.join(f'{n}: {LABELS[n]}' for n in settings.receivers)})\n")  # fmt: skip
     print(table(evaluation.found, origins))
     print(f"\n{gain_lines(evaluation.found, origins)}")
-    print(
-        "\nPSNR in dB; edge: F1 of the edges found in the recovered image against those in the original, one pixel apart"
-    )
-    print("at most. Small networks, trained on crops of 18 photographs: a demonstration, not the paper's figures.")
+    print("\nPSNR in dB; edge: F1 of the edge pixels of the recovered image against the original's (noise hits some by")
+    print("chance). Small networks, trained on crops of 18 photographs: a demonstration, not the paper's figures.")
     print("\n".join([*notes, ""]) if notes else "", end="")
     place = where()
     print(
