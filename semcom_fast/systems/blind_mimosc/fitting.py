@@ -44,6 +44,23 @@ class FitSettings:
         return self.rate * min(1.0, (step + 1) / self.warm_up) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
+@dataclass(frozen=True)
+class FlooredFitSettings(FitSettings):
+    """Adam with a warm-up and a cosine from `rate` to `floor` over the planned steps."""
+
+    floor: float = 1e-5
+
+    def rate_at(self, step: int) -> float:
+        share = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return min(1.0, (step + 1) / self.warm_up) * (self.floor + (self.rate - self.floor) * share)
+
+
+def fast_bf16(asked: bool | None) -> bool:
+    """Whether to compute in bfloat16: as asked, by default where the processor has AMX tiles (about twice the steps)."""
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return tiles() if asked is None else asked
+
+
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C only raises a flag; the yielded function reads it. A second Ctrl-C interrupts at once."""

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..blind_mimosc.fitting import Fit, FitSettings
+from ..blind_mimosc.fitting import Fit, FitSettings, FlooredFitSettings
 from .batches import UNLABELLED, BatchSource
 from .system import MuMimoSystem
 
 
 @dataclass(frozen=True)
-class LinkFitSettings(FitSettings):
-    """Adam with a cosine from `rate` to `floor` over the planned steps, and what else a checkpoint must agree on."""
+class LinkFitSettings(FlooredFitSettings):
+    """The cosine to a floor, and what else a checkpoint must agree on."""
 
-    floor: float = 1e-5
     warm_up: int = 1
     batch: int = 16
     variant: str = "full"
@@ -31,10 +30,6 @@ class LinkFitSettings(FitSettings):
     high_db: float = 7.0
     cross_entropy: float = 0.01
     bf16: bool = False
-
-    def rate_at(self, step: int) -> float:
-        share = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return min(1.0, (step + 1) / self.warm_up) * (self.floor + (self.rate - self.floor) * share)
 
 
 class TimeUp(Exception):

@@ -1,20 +1,16 @@
 """Settings of one training of a part of the codec."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from ..blind_mimosc.fitting import FitSettings
+from ..blind_mimosc.fitting import FlooredFitSettings, fast_bf16
 
 
 @dataclass(frozen=True)
-class CodecFitSettings(FitSettings):
-    """Adam with a warm-up and a cosine from `rate` to `floor`, and what else a checkpoint must agree on."""
+class CodecFitSettings(FlooredFitSettings):
+    """The cosine to a floor, and what else a checkpoint must agree on."""
 
-    floor: float = 1e-5
     batch: int = 16
     part: str = "autoencoder"
     config: str = ""
@@ -22,10 +18,6 @@ class CodecFitSettings(FitSettings):
     low_db: float = 10.0
     high_db: float = 10.0
     bf16: bool = False
-
-    def rate_at(self, step: int) -> float:
-        share = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return min(1.0, (step + 1) / self.warm_up) * (self.floor + (self.rate - self.floor) * share)
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,6 @@ class CodecTrainSettings:
     def fit(self, config: str) -> CodecFitSettings:
         """What the checkpoint is marked with, for networks of these sizes."""
         assert self.steps is not None and self.batch is not None and self.rate is not None and self.snr_db is not None
-        tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         return CodecFitSettings(
             steps=self.steps,
             rate=self.rate,
@@ -105,5 +96,5 @@ class CodecTrainSettings:
             images=" ".join(self.images),
             low_db=self.snr_db[0],
             high_db=self.snr_db[1],
-            bf16=tiles() if self.bf16 is None else self.bf16,
+            bf16=fast_bf16(self.bf16),
         )

@@ -1,12 +1,9 @@
 """Settings of one training of the denoiser or its control branch."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from ..blind_mimosc.fitting import FitSettings
+from ..blind_mimosc.fitting import FlooredFitSettings, fast_bf16
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,9 @@ PARTS = tuple(DEFAULTS)
 
 
 @dataclass(frozen=True)
-class DenoiserFitSettings(FitSettings):
-    """Adam with a warm-up and a cosine from `rate` to `floor`, and what else a checkpoint must agree on."""
+class DenoiserFitSettings(FlooredFitSettings):
+    """The cosine to a floor, and what else a checkpoint must agree on."""
 
-    floor: float = 1e-5
     batch: int = 32
     part: str = "dit"
     config: str = ""
@@ -41,10 +37,6 @@ class DenoiserFitSettings(FitSettings):
     text_dropped: float = 0.15
     masked_rows: float = 0.0
     bf16: bool = False
-
-    def rate_at(self, step: int) -> float:
-        share = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return min(1.0, (step + 1) / self.warm_up) * (self.floor + (self.rate - self.floor) * share)
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,6 @@ class DenoiserTrainSettings:
     def fit(self, config: str, data: str, latest: float) -> DenoiserFitSettings:
         """What the checkpoint is marked with: network sizes, a fingerprint of the data, and the last time trained on."""
         assert self.steps is not None and self.rate is not None and self.text_dropped is not None
-        tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         return DenoiserFitSettings(
             steps=self.steps,
             rate=self.rate,
@@ -127,5 +118,5 @@ class DenoiserTrainSettings:
             relative=self.relative,
             text_dropped=self.text_dropped,
             masked_rows=self.masked,
-            bf16=tiles() if self.bf16 is None else self.bf16,
+            bf16=fast_bf16(self.bf16),
         )
