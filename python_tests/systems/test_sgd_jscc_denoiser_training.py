@@ -116,6 +116,7 @@ def test_interrupted_and_resumed_is_unbroken(tmp_path):
         same_bits(mine, theirs, name)
 
 
+@pytest.mark.slow
 def test_training_learns_what_a_linear_denoiser_cannot_know(tmp_path):
     """Under a minute on one core: the loss falls, and the stored networks beat the Wiener denoiser of their latents."""
     drawn, held = source(4096, guides=True), source(256, guides=True, seed=1)

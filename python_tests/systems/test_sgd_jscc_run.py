@@ -11,6 +11,7 @@ import torch
 
 from semcom_fast import cli, weights
 from semcom_fast.baselines.wiener import WienerDenoiser
+from semcom_fast.links.perceptual import frechet_distance
 from semcom_fast.receivers.schedules import ScaledLinearSchedule
 from semcom_fast.receivers.waterfill_config import WaterfillConfig
 from semcom_fast.systems.sgd_jscc import evaluate as evaluation
@@ -18,7 +19,7 @@ from semcom_fast.systems.sgd_jscc.autoencoder import Autoencoder, AutoencoderCon
 from semcom_fast.systems.sgd_jscc.control import ControlBranch
 from semcom_fast.systems.sgd_jscc.dit import DiT, DiTConfig
 from semcom_fast.systems.sgd_jscc.edge_codec import EdgeCodec, EdgeCodecConfig
-from semcom_fast.systems.sgd_jscc.evaluate import Evaluation, Job, Protocol, gains, mean_of, receivers
+from semcom_fast.systems.sgd_jscc.evaluate import Evaluation, Job, Protocol, gains, mean_of, receivers, rows_of
 from semcom_fast.systems.sgd_jscc.link import (
     CHANNELS,
     LinkConfig,
@@ -208,6 +209,21 @@ def test_batches_of_an_evaluation_do_not_matter(system: SgdJscc, monkeypatch) ->
     assert np.allclose(whole["psnr_db"], parts["psnr_db"], atol=1e-3)
 
 
+def test_figures_of_the_users_networks(system: SgdJscc) -> None:
+    job = Job("codec", "awgn", -5.0)
+    protocol = _protocol(
+        extras={"brighter": lambda images, recovered, captions: (recovered - images).mean((1, 2, 3)) + len(captions)},
+        features={"fid": lambda images: images.mean((2, 3))},
+    )
+    run = Evaluation(system, protocol)
+    figures, recovered = run.figures(job), run.recovered(job)
+    assert np.allclose(figures["brighter"], (recovered - run.images).mean((1, 2, 3)).numpy() + 5, atol=1e-5)
+    means = [x.mean((2, 3)) for x in (run.images, recovered)]
+    assert figures["fid"].shape == (1,) and figures["fid"][0] == pytest.approx(frechet_distance(*means), rel=1e-5)
+    (row, *_) = rows_of({job: figures}, protocol, "none")
+    assert "brighter_se" in row and "fid" in row and "fid_se" not in row
+
+
 def test_report_writes_tables_and_picture(system: SgdJscc, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("SEMCOM_DATA", str(tmp_path / "data"))
     chosen = ("codec", "wiener", "diffusion", "guided", "guided-estimated")
@@ -217,7 +233,8 @@ def test_report_writes_tables_and_picture(system: SgdJscc, tmp_path, monkeypatch
     run_report(settings, system)
     text = capsys.readouterr().out
     for part in ("6 held-out 64x64 crops of 6 photographs", "guided-estimated", "SSIM of the same crops",
-                 "edge guidance", "fast fading over AWGN, guided", "LPIPS not computed", "backend cpu"):  # fmt: skip
+                 "edge guidance", "fast fading over AWGN, guided", "LPIPS not computed", "FID not computed",
+                 "backend cpu"):  # fmt: skip
         assert part in text, part
     assert settings.out.read_bytes().startswith(b"\x89PNG")
     with settings.out.with_suffix(".csv").open() as file:
