@@ -27,10 +27,11 @@ struct draw_buffer {
   }
 };
 
-// Brings 64 reals nearer: as many as one group of float32 normals.
+// Brings 64 reals nearer, as many as one group of float32 normals: into the second cache, whose queue is the longer
+// one.
 template <class T>
 SF_HD void fetch_reals(const T* p) {
-  for (int i = 0; i < int(64 * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, 0, 3);
+  for (int i = 0; i < int(64 * sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(p) + i, 0, 2);
 }
 
 }  // namespace SF_NS

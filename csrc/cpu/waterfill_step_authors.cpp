@@ -79,6 +79,7 @@ struct authors_row {
       if (a.draw == 2 && w.waiting.count)
         noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting, [&](int64_t i) SF_LAMBDA {
           fetch_reals(origin + i), fetch_prediction<T>(a, a.x0, place.at + i);
+          if (!k && a.d_symbol) fetch_reals(d + first + n + i);  // of the run after this one
         });
       T *state = static_cast<T*>(a.out_f) + place.at, *out = static_cast<T*>(a.out) + place.at;
       P bad = T(0);

@@ -64,9 +64,11 @@ struct waterfill_row {
     const T* f = static_cast<const T*>(a.f) + place.at;
     T* out = static_cast<T*>(a.out) + place.at;
     const T* noise = a.draw == 1 ? static_cast<const T*>(a.noise) + place.at : nullptr;
+    const T* next_levels = row_levels<T>(a, b, g) + first + n;  // of the run after this one
     if (a.draw == 2 && w.waiting.count)
       noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting, [&](int64_t i) SF_LAMBDA {
         fetch_reals(f + i);
+        if (!which && a.d_symbol) fetch_reals(next_levels + i);
         if (!a.x0) return;
         fetch_reals(static_cast<const T*>(a.state) + place.at + i);
         const void* predictions[] = {a.x0, a.uncond, a.prev};
