@@ -32,6 +32,7 @@ struct waterfill_row {
     const P level = T(beta_s), above = T(beta_t), left = T(__builtin_sqrt(1 - beta_s));
     P outside = T(0);
     w.waiting.clear();
+    if (!a.d_symbol && *d >= T(beta_s) && *d <= T(1) && !a.prev) return true;  // one level, and nobody waits
     each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
       const P own = level_pack(a, d, first + i, m);
       outside = outside + outside_unit<T>(own, m);
