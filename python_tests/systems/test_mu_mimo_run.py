@@ -149,7 +149,7 @@ def test_latency_gives_the_precoder_in_parts_and_as_a_whole(capsys):
 
 
 def test_shipped_weights_have_cards_that_tell_their_origin():
-    assert available_variants() == ["full", "rzf", "zf", "djscc"]
+    assert available_variants() == ["full", "no-pilot", "rzf", "zf", "djscc"]
     for variant in ("full", "rzf", "djscc"):
         system, card = load_system(variant)
         assert card["name"] == weights_name(variant) and card["parameters"] == sum(
