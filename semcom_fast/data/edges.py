@@ -1,7 +1,6 @@
 """Soft edge maps of photographs: the semantic guidance that is sent beside an image."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from ..errors import require_extra
 from .images import data_home
+from .kept import whole_file
 
 SIGMA = 1.5
 SIGMAS = (1.0, 1.5, 2.0, 2.5)
@@ -131,11 +131,8 @@ def kept_edges(
         blocks = require_extra("tqdm", "demo").tqdm(blocks, desc="edge maps", unit="block", dynamic_ncols=True)
     made = [soft_edges(block, sigma=sigma, blur=blur).mul(255).round().to(torch.uint8) for block in blocks]
     edges = torch.cat(made) if made else images.new_zeros(shape)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as file:
         np.save(file, edges.numpy())
-    os.replace(part, path)  # whole or not at all, so that a stopped run leaves nothing half
     return edges
 
 

@@ -1,15 +1,32 @@
-"""Image arrays made once and kept on disk beside the recipe that vouches for them."""
+"""Arrays made once and kept on disk: files that appear whole or not at all, and images beside their recipe."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from ..errors import require_extra
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+    """A file to write that takes its place at `path` when all went well, so that a stopped run leaves nothing half.
+
+    Folders are made. mode and options as of `open`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    try:
+        with part.open(mode, **options) as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def kept_images(
@@ -48,15 +65,9 @@ def _read(path: Path, recipe: dict[str, Any]) -> np.ndarray | None:
 
 
 def _write(path: Path, images: np.ndarray, recipe: dict[str, Any], credits: Sequence[str]) -> None:
-    """Images first, then their recipe; each appears whole or not at all, so that a stopped run leaves nothing half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.save(file, images)
-        os.replace(part, path)
-        note = {"recipe": recipe, "credits": list(credits), "pillow": require_extra("PIL", "images").__version__}
-        part.write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path.with_suffix(".json"))
-    finally:
-        part.unlink(missing_ok=True)
+    """Images first, then the recipe that vouches for them."""
+    with whole_file(path) as file:
+        np.save(file, images)
+    note = {"recipe": recipe, "credits": list(credits), "pillow": require_extra("PIL", "images").__version__}
+    with whole_file(path.with_suffix(".json"), "w", encoding="utf-8") as file:
+        file.write(json.dumps(note, indent=1, ensure_ascii=False) + "\n")

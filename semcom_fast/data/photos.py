@@ -24,6 +24,7 @@ PACKAGE_SETS = {
     "lomiri-20.04": ("lomiri-wallpapers-20.04",),
 }
 BUNDLED = {"scikit-image": "skimage", "scikit-learn": "sklearn"}
+IN_FIGURES = ("astronaut", "coffee", "chelsea", "rocket")  # public domain or CC0: may stand in any figure
 _RECIPE_VERSION = 1
 
 
@@ -235,3 +236,22 @@ def _bundled_pixels(photo: Photo) -> np.ndarray:
     if photo.package == "scikit-image":
         return getattr(require_extra("skimage.data", "images"), photo.name)()
     return require_extra("sklearn.datasets", "demo").load_sample_image(f"{photo.name}.jpg")
+
+
+def figure_photographs(photos: PhotoCrops) -> tuple[torch.Tensor, Sequence[str]]:
+    """Whole photographs for a figure (their middle squares), uint8 [4,3,S,S], and their names.
+
+    Where scikit-image, which holds them, is missing: four test crops and no names.
+    """
+    known = {photo.name: photo for photo in manifest() if photo.package == "scikit-image"}
+    try:
+        pictures = [photos.open(known[name]) for name in IN_FIGURES]
+    except ImportError:
+        return photos.load("test", 4).images, ()
+    squares = []
+    for picture in pictures:
+        width, height = picture.size
+        side = min(width, height)
+        box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+        squares.append(torch.tensor(reduce(picture, box, photos.size)).permute(2, 0, 1))
+    return torch.stack(squares), IN_FIGURES

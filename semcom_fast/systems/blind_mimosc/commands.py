@@ -3,9 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import torch
-
 from ...data import load_digits
+from ..execution import add_execution, use_threads
 from .demo import DemoSettings, run_demo
 from .evaluate import where
 from .experiment import Link, send_and_receive, summarise
@@ -14,23 +13,10 @@ from .networks import load_denoiser, load_encoder
 from .train import ENCODERS, train_all
 
 
-def _execution(parser: ArgumentParser) -> None:
-    # Networks this small gain next to nothing from a second thread, and threads that wait for each other at every
-    # layer stall a run tenfold when the machine has other work.
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _use_threads(args: Namespace) -> None:
-    if args.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {args.threads}")
-    torch.set_num_threads(args.threads)
-
-
 def _reception(parser: ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="DIR", help="weights of your own training (default: shipped)")
     parser.add_argument("--seed", type=int, default=0, help="of channels, noise and the receiver's draws")
-    _execution(parser)
+    add_execution(parser)
 
 
 def add_demo(parser: ArgumentParser) -> None:
@@ -43,7 +29,7 @@ def add_demo(parser: ArgumentParser) -> None:
 
 def demo(args: Namespace) -> None:
     """The table and the picture."""
-    _use_threads(args)
+    use_threads(args)
     run_demo(
         DemoSettings(
             out=args.out,
@@ -72,7 +58,7 @@ def add_run(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """One setting at one SNR; prints every figure of its summary, one per line."""
-    _use_threads(args)
+    use_threads(args)
     link = Link(args.blocks, args.nr, args.nt, args.slots, args.users)
     encoder = load_encoder(args.encoder, link.blocks, link.nt, link.slots, users=link.users, folder=args.weights)
     digits = load_digits()
@@ -100,12 +86,12 @@ def add_train(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="of every network (default: 3000, 1300 and 4000)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
-    _execution(parser)
+    add_execution(parser)
 
 
 def train(args: Namespace) -> None:
     """Train all networks into --out."""
-    _use_threads(args)
+    use_threads(args)
     train_all(args.out, steps=args.steps, resume=args.resume, progress=not args.quiet)
 
 

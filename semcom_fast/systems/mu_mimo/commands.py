@@ -3,8 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import torch
-
+from ..execution import add_execution, use_threads
 from .heads import train_head
 from .networks import SHIPPED_SUBCARRIERS
 from .report import RunSettings, run_report
@@ -16,14 +15,7 @@ def _execution(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--subcarriers", type=int, default=SHIPPED_SUBCARRIERS, metavar="NF", help="default: %(default)s"
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _use_threads(args: Namespace) -> None:
-    if args.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {args.threads}")
-    torch.set_num_threads(args.threads)
+    add_execution(parser)
 
 
 def add_run(parser: ArgumentParser) -> None:
@@ -61,7 +53,7 @@ def add_run(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """The table, the CSV and the picture."""
-    _use_threads(args)
+    use_threads(args)
     run_report(
         RunSettings(
             out=args.out,
@@ -118,7 +110,7 @@ def add_train(parser: ArgumentParser) -> None:
 
 def run_training(args: Namespace) -> None:
     """Train one variant, or a head for it, into --out."""
-    _use_threads(args)
+    use_threads(args)
     (train_head if args.head else train)(
         TrainSettings(
             variant=args.variant,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,22 @@ class LinkFitSettings(FlooredFitSettings):
     high_db: float = 7.0
     cross_entropy: float = 0.01
     bf16: bool = False
+
+
+class TrainingCall(Protocol):
+    """What the settings of one call of a training command have in common."""
+
+    @property
+    def minutes(self) -> float | None: ...
+
+
+def check_call(settings: TrainingCall, *counts: str) -> None:
+    """The named counts are at least 1, and a time limit is positive; raises ValueError."""
+    for name in counts:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    if settings.minutes is not None and not settings.minutes > 0:
+        raise ValueError(f"minutes must be positive, got {settings.minutes:g}")
 
 
 class TimeUp(Exception):
@@ -89,3 +105,14 @@ class LinkFit(Fit):
                 # In the parameter's own memory layout: another one rounds differently.
                 state[moment] = torch.empty_like(parameter).copy_(state[moment])
         return found
+
+    def train(self, label: str, *, resume: bool, progress: bool) -> float:
+        """Go on from the checkpoint if asked, then train to the last step or the time limit; returns steps per second."""
+        if resume:
+            self.resume()
+        began, before = self.step, self.seconds
+        try:
+            self.run(label, progress)
+        except TimeUp:
+            print(f"time limit reached at step {self.step} of {self.settings.steps}; --resume goes on from there")
+        return (self.step - began) / max(self.seconds - before, 1e-9)

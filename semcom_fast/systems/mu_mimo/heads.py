@@ -11,7 +11,7 @@ from torch.nn import functional
 from ... import weights
 from .batches import BatchSource
 from .decoder import Classifier
-from .fitting import LinkFit, LinkFitSettings, TimeUp
+from .fitting import LinkFit, LinkFitSettings
 from .networks import head_name, load_system
 from .system import MuMimoSystem
 from .train import IMAGE_LICENCE, TrainSettings, batch_source, classes, fit_settings, half, validation
@@ -51,12 +51,7 @@ def train_head(settings: TrainSettings) -> dict[str, Any]:
     fit = LinkFit(
         head, head_loss(system, source, marked), marked, settings.out / f"{name}.checkpoint", settings.minutes
     )
-    if settings.resume:
-        fit.resume()
-    try:
-        fit.run(f"{labels} head of {settings.variant}", settings.progress)
-    except TimeUp:
-        print(f"time limit reached at step {fit.step} of {settings.steps}; --resume goes on from there")
+    fit.train(f"{labels} head of {settings.variant}", resume=settings.resume, progress=settings.progress)
     card: dict[str, Any] = {
         "name": name,
         "what": f"classifier head for {labels} on the frozen {of['name']}",

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ...data.photos import PhotoCrops, manifest, reduce
+from ...data.photos import PhotoCrops, figure_photographs
 from ...links import psnr
 from ..blind_mimosc.evaluate import where
 from .evaluate import (
@@ -26,8 +23,6 @@ from .evaluate import (
 from .figure import LABELS, SCENARIO_NAMES, Curve, Row, draw
 from .networks import SHIPPED_SUBCARRIERS, available_variants
 from .system import VARIANTS
-
-SHOWN = ("astronaut", "coffee", "chelsea", "rocket")  # public domain or CC0: may stand in any figure
 
 
 @dataclass(frozen=True)
@@ -64,22 +59,6 @@ class RunSettings:
             raise ValueError(f"unknown variant {unknown[0]!r}: choose from {', '.join(VARIANTS)}")
 
 
-def figure_images(photos: PhotoCrops) -> Tensor:
-    """Four whole photographs (their middle squares) as uint8 [4,3,32,32]; test crops where scikit-image is missing."""
-    known = {photo.name: photo for photo in manifest() if photo.package == "scikit-image"}
-    try:
-        pictures = [photos.open(known[name]) for name in SHOWN]
-    except ImportError:
-        return photos.load("test", 4).images
-    squares = []
-    for picture in pictures:
-        width, height = picture.size
-        side = min(width, height)
-        box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-        squares.append(torch.tensor(reduce(picture, box, 32)).permute(2, 0, 1))
-    return torch.stack(squares)
-
-
 def table(found: Sequence[Result], seeds: int) -> str:
     """The results as text, one line per variant and scenario, one column per SNR."""
     snrs = list(dict.fromkeys(result.snr_db for result in found))
@@ -103,7 +82,7 @@ def table(found: Sequence[Result], seeds: int) -> str:
 
 def _rows(systems: Systems, photos: PhotoCrops, protocol: Protocol, scenario: str) -> list[Row]:
     """Originals, and what the variants make of them at the highest SNR; the first one at the lowest, too."""
-    images = figure_images(photos)
+    images, _ = figure_photographs(photos)
     truth = images.float() / 255
     rows = [Row("sent", truth)]
     low, high = min(protocol.snrs_db), max(protocol.snrs_db)

@@ -24,7 +24,7 @@ from ...data.stamps import StampsTask
 from ..blind_mimosc.fitting import fast_bf16
 from .batches import DIGIT_SHARE, BatchSource, channel_source
 from .evaluate import Protocol, measure, scenario_channels
-from .fitting import LinkFit, LinkFitSettings, TimeUp, link_loss
+from .fitting import LinkFit, LinkFitSettings, check_call, link_loss
 from .networks import load_head, load_system, weights_name
 from .system import VARIANTS, MuMimoSystem, SystemConfig
 
@@ -68,11 +68,7 @@ class TrainSettings:
             raise ValueError(
                 f"cannot train {self.variant!r}: choose one of {', '.join(trained)} (zf uses rzf's weights)"
             )
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes must be positive, got {self.minutes:g}")
+        check_call(self, "steps", "batch")
         if self.snr_db[0] > self.snr_db[1]:
             raise ValueError(f"the SNR range must not be empty, got {self.snr_db[0]:g} to {self.snr_db[1]:g} dB")
 
@@ -221,18 +217,19 @@ def train(settings: TrainSettings, source: BatchSource | None = None) -> dict[st
     marked = fit_settings(settings)
     path = settings.out / f"{name}.checkpoint"
     fit = LinkFit(model, link_loss(source, marked), marked, path, settings.minutes)
-    if settings.resume:
-        fit.resume()
-    began, before = fit.step, fit.seconds
-    try:
-        fit.run(f"{settings.variant}, {settings.batch * source.users} images a step", settings.progress)
-    except TimeUp:
-        print(f"time limit reached at step {fit.step} of {settings.steps}; --resume goes on from there")
-    rate = (fit.step - began) * settings.batch * source.users / max(fit.seconds - before, 1e-9)
+    speed = fit.train(
+        f"{settings.variant}, {settings.batch * source.users} images a step",
+        resume=settings.resume,
+        progress=settings.progress,
+    )
     card = _card(settings, fit, source)
     weights.save(name, settings.out, half(fit.averaged), card)
     card["metrics"] = validation(settings, card["labels"], system_folder=settings.out)
     weights.save(name, settings.out, half(fit.averaged), card)
-    line = {"steps": fit.step, "images_per_second": round(rate, 1), "minutes": round(fit.seconds / 60, 1)}
+    line = {
+        "steps": fit.step,
+        "images_per_second": round(speed * settings.batch * source.users, 1),
+        "minutes": round(fit.seconds / 60, 1),
+    }
     print(f"{settings.out / name}.safetensors: {json.dumps(line)}")
     return card

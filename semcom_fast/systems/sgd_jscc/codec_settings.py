@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..blind_mimosc.fitting import FlooredFitSettings, fast_bf16
+from ..mu_mimo.fitting import check_call
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,8 @@ class CodecTrainSettings:
         for name in ("steps", "batch", "rate", "snr_db"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(DEFAULTS[self.part], name))
-        assert self.steps is not None and self.batch is not None and self.snr_db is not None
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes must be positive, got {self.minutes:g}")
+        assert self.snr_db is not None
+        check_call(self, "steps", "batch")
         if self.snr_db[0] > self.snr_db[1]:
             raise ValueError(f"the SNR range must not be empty, got {self.snr_db[0]:g} to {self.snr_db[1]:g} dB")
         if self.images[0] not in ("photos", "folder") or len(self.images) != 1 + (self.images[0] == "folder"):

@@ -3,23 +3,11 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import torch
-
+from ..execution import add_execution, use_threads
 from . import codec_settings, denoiser_settings, train_codec, train_denoiser
 from .evaluate import receivers
 from .link import CHANNELS, EDGE_CHANNELS, MAPPINGS
 from .report import RunSettings, run_report
-
-
-def _execution(parser: ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _use_threads(args: Namespace) -> None:
-    if args.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {args.threads}")
-    torch.set_num_threads(args.threads)
 
 
 def _add(parser: ArgumentParser, defaults: RunSettings) -> None:
@@ -45,7 +33,7 @@ def _add(parser: ArgumentParser, defaults: RunSettings) -> None:
     parser.add_argument("--clip", type=Path, metavar="DIR", help="your CLIP model for the CLIP score")
     parser.add_argument("--inception", type=Path, metavar="FILE", help="your inception-2015-12-05.pt for FID")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="weights of your own training (default: shipped)")
-    _execution(parser)
+    add_execution(parser)
 
 
 def add_demo(parser: ArgumentParser) -> None:
@@ -57,7 +45,7 @@ def add_run(parser: ArgumentParser) -> None:
 
 
 def _settings(args: Namespace, keep: bool) -> RunSettings:
-    _use_threads(args)
+    use_threads(args)
     return RunSettings(
         out=args.out,
         csv=args.csv,
@@ -114,12 +102,12 @@ def add_train(parser: ArgumentParser) -> None:
         help="of the networks; auto: bfloat16 where the processor has instructions for it",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    _execution(parser)
+    add_execution(parser)
 
 
 def run_training(args: Namespace) -> None:
     """Train one part into --out."""
-    _use_threads(args)
+    use_threads(args)
     chosen = {name: getattr(args, name) for name in ("steps", "batch", "rate") if getattr(args, name) is not None}
     common = {
         "part": args.part,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..blind_mimosc.fitting import FlooredFitSettings, fast_bf16
+from ..mu_mimo.fitting import check_call
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,12 @@ class DenoiserTrainSettings:
         for name in ("steps", "rate", "crops", "text_dropped"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(DEFAULTS[self.part], name))
-        for name in ("steps", "batch", "crops"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_call(self, "steps", "batch", "crops")
         for name in ("text_dropped", "masked_rows"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be on [0, 1], got {getattr(self, name)}")
         if not 0 < self.highest_level <= 1:
             raise ValueError(f"highest_level must be on (0, 1], got {self.highest_level}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes must be positive, got {self.minutes:g}")
 
     @property
     def masked(self) -> float:

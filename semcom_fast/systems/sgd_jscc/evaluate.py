@@ -14,7 +14,6 @@ evaluation goes on where it was.
 import argparse
 import csv
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from ...baselines.wiener import WienerDenoiser
 from ...data.captions import crop_captions
 from ...data.edges import soft_edges
 from ...data.images import data_home
+from ...data.kept import whole_file
 from ...data.photos import PhotoCrops
 from ...errors import require_extra
 from ...links.metrics import psnr, ssim
@@ -185,11 +185,8 @@ class Evaluation:
             else:
                 self.found[job] = self._measure(job)
                 if path is not None:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-                    with part.open("wb") as file:
+                    with whole_file(path) as file:
                         np.savez(file, **self.found[job])  # type: ignore[arg-type]
-                    os.replace(part, path)
         return self.found[job]
 
     def _transmitted(self, snr_db: float) -> Sent:
@@ -315,14 +312,11 @@ def rows_of(found: Mapping[Job, Figures], protocol: Protocol, photos: str) -> li
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Rows as CSV, the file replaced as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    with part.open("w", newline="") as file:
+    with whole_file(path, "w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(part, path)
 
 
 def gains_path(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Latents of a trained autoencoder, made once and kept: what the denoiser and its control branch are trained on."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...data.images import data_home
+from ...data.kept import whole_file
 from .autoencoder import Autoencoder
 from .edge_codec import EdgeCodec
 
@@ -46,11 +46,8 @@ def kept(key: str, make: Callable[[], Tensor], folder: Path | str | None = None)
         return torch.from_numpy(np.load(path))
     except (OSError, ValueError, EOFError):
         made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as file:
         np.save(file, made.numpy())
-    os.replace(part, path)  # whole or not at all, so that a stopped run leaves nothing half
     return made
 
 

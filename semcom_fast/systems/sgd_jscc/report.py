@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...data.captions import caption_of
 from ...data.images import data_home
-from ...data.photos import PhotoCrops, manifest, reduce
+from ...data.photos import PhotoCrops, figure_photographs
 from ...links.metrics import psnr, ssim
 from ...links.perceptual import ClipScore, Inception, Lpips, WeightsNotGiven
 from ..blind_mimosc.evaluate import where
@@ -32,8 +31,6 @@ from .evaluate import (
 from .figure import CHANNEL_NAMES, LABELS, Curve, Row, draw
 from .link import CHANNELS, LinkConfig, send
 from .receiver import SgdJscc, load_system
-
-SHOWN = ("astronaut", "coffee", "chelsea", "rocket")  # public domain or CC0: may stand in any figure
 
 
 @dataclass(frozen=True)
@@ -80,23 +77,6 @@ class RunSettings:
         return cls(**{**small, "keep": False, **changes})
 
 
-def figure_images(photos: PhotoCrops) -> tuple[Tensor, list[str]]:
-    """Four whole photographs (their middle squares), uint8 [4,3,64,64], and their captions; where scikit-image is
-    missing, crops without captions."""
-    known = {photo.name: photo for photo in manifest() if photo.package == "scikit-image"}
-    try:
-        pictures = [photos.open(known[name]) for name in SHOWN]
-    except ImportError:
-        return photos.load("test", 4).images, [""] * 4
-    squares = []
-    for picture in pictures:
-        width, height = picture.size
-        side = min(width, height)
-        box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-        squares.append(torch.tensor(reduce(picture, box, photos.size)).permute(2, 0, 1))
-    return torch.stack(squares), [caption_of(name) for name in SHOWN]
-
-
 def table(found: Mapping[Job, Figures], origins: np.ndarray) -> str:
     """The results as text, one line per channel and receiver, one column per SNR."""
     snrs = list(dict.fromkeys(job.snr_db for job in found))
@@ -138,7 +118,8 @@ def gain_lines(found: Mapping[Job, Figures], origins: np.ndarray) -> str:
 def _rows(settings: RunSettings, evaluation: Evaluation, photos: PhotoCrops) -> list[Row]:
     """Originals and what the receivers make of them on the first channel, and the edge map that arrived."""
     system, protocol = evaluation.system, evaluation.protocol
-    images, captions = figure_images(photos)
+    images, names = figure_photographs(photos)
+    captions = [caption_of(name) for name in names] or [""] * len(images)
     truth = images.float() / 255
     sent = system.transmit(truth, settings.shown_db)
     link = replace(protocol.link, channel=protocol.channels[0])

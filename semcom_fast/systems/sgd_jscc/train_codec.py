@@ -17,7 +17,7 @@ from ... import weights
 from ...data.image_folder import ImageFolder
 from ...data.images import ImageSet, ImageSource
 from ...data.photos import PhotoCrops
-from ..mu_mimo.fitting import LinkFit, TimeUp
+from ..mu_mimo.fitting import LinkFit
 from ..mu_mimo.train import IMAGE_LICENCE, half
 from . import codec_losses as losses
 from .autoencoder import Autoencoder, AutoencoderConfig
@@ -143,18 +143,17 @@ def train(settings: CodecTrainSettings, source: ImageSource | None = None) -> di
     marked = settings.fit(json.dumps(asdict(model.config)))
     path = settings.out / f"{part.name}.checkpoint"
     fit = LinkFit(model, part.loss(images, marked, settings.weights), marked, path, settings.minutes)
-    if settings.resume:
-        fit.resume()
-    began, before = fit.step, fit.seconds
-    try:
-        fit.run(f"{settings.part}, {marked.batch} images a step", settings.progress)
-    except TimeUp:
-        print(f"time limit reached at step {fit.step} of {marked.steps}; --resume goes on from there")
-    rate = (fit.step - began) * marked.batch / max(fit.seconds - before, 1e-9)
+    speed = fit.train(
+        f"{settings.part}, {marked.batch} images a step", resume=settings.resume, progress=settings.progress
+    )
     card = _card(part, fit, marked, images)
     weights.save(part.name, settings.out, half(fit.averaged), card)
     card["metrics"] = validation(settings, source)
     weights.save(part.name, settings.out, half(fit.averaged), card)
-    line = {"steps": fit.step, "images_per_second": round(rate, 1), "minutes": round(fit.seconds / 60, 1)}
+    line = {
+        "steps": fit.step,
+        "images_per_second": round(speed * marked.batch, 1),
+        "minutes": round(fit.seconds / 60, 1),
+    }
     print(f"{settings.out / part.name}.safetensors: {json.dumps(line)}")
     return card

@@ -18,7 +18,7 @@ from ...data.captions import caption_of
 from ...data.edges import kept_edges
 from ...data.photos import PhotoCrops
 from ...receivers.schedules import SigmoidSchedule
-from ..mu_mimo.fitting import LinkFit, TimeUp
+from ..mu_mimo.fitting import LinkFit
 from ..mu_mimo.train import IMAGE_LICENCE
 from .autoencoder import Autoencoder
 from .codec_networks import load_autoencoder, load_edge_codec
@@ -224,14 +224,9 @@ def train(
     fit = LinkFit(
         model, denoiser_loss(source, marked, dit), marked, settings.out / f"{name}.checkpoint", settings.minutes
     )
-    if settings.resume:
-        fit.resume()
-    began, before = fit.step, fit.seconds
-    try:
-        fit.run(f"{settings.part}, {marked.batch} latents a step", settings.progress)
-    except TimeUp:
-        print(f"time limit reached at step {fit.step} of {marked.steps}; --resume goes on from there")
-    rate = (fit.step - began) * marked.batch / max(fit.seconds - before, 1e-9)
+    speed = fit.train(
+        f"{settings.part}, {marked.batch} latents a step", resume=settings.resume, progress=settings.progress
+    )
     card = _card(settings, fit, source, name)
     stored = _stored(fit)
     weights.save(name, settings.out, stored, card)
@@ -239,6 +234,10 @@ def train(
     branch = None if dit is None else load_control(settings.out)
     card["metrics"] = denoiser_metrics(trained, branch, source, held_out)
     weights.save(name, settings.out, stored, card)
-    line = {"steps": fit.step, "latents_per_second": round(rate, 1), "minutes": round(fit.seconds / 60, 1)}
+    line = {
+        "steps": fit.step,
+        "latents_per_second": round(speed * marked.batch, 1),
+        "minutes": round(fit.seconds / 60, 1),
+    }
     print(f"{settings.out / name}.safetensors: {json.dumps(line)}")
     return card
