@@ -10,8 +10,8 @@ from sf_testing import same_bits
 from semcom_fast import weights
 from semcom_fast.data import load_digits
 from semcom_fast.systems.blind_mimosc import train
-from semcom_fast.systems.blind_mimosc.fitting import Fit, FitSettings, Stopped
 from semcom_fast.systems.blind_mimosc.networks import load_denoiser, load_encoder
+from semcom_fast.systems.fitting import Fit, FitSettings, Stopped
 
 
 class _Line(torch.nn.Module):

@@ -11,11 +11,11 @@ from semcom_fast import cli, weights
 from semcom_fast.data import ImpulseResponses, tapped_channels
 from semcom_fast.data.digits import Digits
 from semcom_fast.data.images import ImageSet
-from semcom_fast.systems.blind_mimosc.fitting import Stopped
+from semcom_fast.systems.fitting import Stopped, TimedFit, TimeUp
 from semcom_fast.systems.mu_mimo import MuMimoSystem, SystemConfig, heads, load_system, train
 from semcom_fast.systems.mu_mimo.batches import UNLABELLED, BatchSource, ChannelSource, channel_source
 from semcom_fast.systems.mu_mimo.decoder import Classifier
-from semcom_fast.systems.mu_mimo.fitting import LinkFit, LinkFitSettings, TimeUp, link_loss
+from semcom_fast.systems.mu_mimo.fitting import LinkFitSettings, link_loss
 from semcom_fast.systems.mu_mimo.heads import train_head
 from semcom_fast.systems.mu_mimo.networks import available_heads, load_head
 
@@ -33,10 +33,10 @@ def _source(**changes) -> BatchSource:
     return BatchSource(**settings)
 
 
-def _fit(path, variant="full", steps=6, **changes) -> LinkFit:
+def _fit(path, variant="full", steps=6, **changes) -> TimedFit:
     torch.manual_seed(0)
     settings = LinkFitSettings(steps, rate=1e-3, average=0.9, batch=1, variant=variant)
-    return LinkFit(MuMimoSystem(SystemConfig(variant)), link_loss(_source(), settings), settings, path, **changes)
+    return TimedFit(MuMimoSystem(SystemConfig(variant)), link_loss(_source(), settings), settings, path, **changes)
 
 
 def _same_state(a: torch.nn.Module, b: torch.nn.Module) -> None:

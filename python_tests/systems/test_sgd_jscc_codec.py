@@ -11,7 +11,7 @@ from sf_testing import same_bits
 from semcom_fast.data.images import ImageSet
 from semcom_fast.data.photos import PhotoCrops
 from semcom_fast.links.metrics import psnr
-from semcom_fast.systems.blind_mimosc.fitting import Stopped
+from semcom_fast.systems.fitting import Stopped
 from semcom_fast.systems.sgd_jscc import codec_losses, train_codec
 from semcom_fast.systems.sgd_jscc.autoencoder import Autoencoder, AutoencoderConfig, PixelAttention
 from semcom_fast.systems.sgd_jscc.codec_losses import add_noise, dice_loss, fast_fading

@@ -11,8 +11,7 @@ from sf_testing import same_bits
 from semcom_fast import weights
 from semcom_fast.data.images import ImageSet
 from semcom_fast.data.photos import PhotoCrops
-from semcom_fast.systems.blind_mimosc.fitting import Stopped
-from semcom_fast.systems.mu_mimo.fitting import LinkFit
+from semcom_fast.systems.fitting import Stopped, TimedFit
 from semcom_fast.systems.sgd_jscc import train_denoiser
 from semcom_fast.systems.sgd_jscc.autoencoder import Autoencoder, AutoencoderConfig
 from semcom_fast.systems.sgd_jscc.codec_networks import load_autoencoder
@@ -52,7 +51,7 @@ def _fit(path, steps=6):
     settings, drawn = _settings(steps=steps, relative=False), source()
     torch.manual_seed(0)
     marked = settings.fit("", "", 0.8)
-    return LinkFit(DiT(DiTConfig(**TINY, inert=False)), denoiser_loss(drawn, marked), marked, path)
+    return TimedFit(DiT(DiTConfig(**TINY, inert=False)), denoiser_loss(drawn, marked), marked, path)
 
 
 def test_every_parameter_that_counts_gets_a_gradient():

@@ -17,10 +17,10 @@ from ... import weights
 from ...data import DigitSplit, load_digits
 from ...data.digits import LICENCE
 from ...links import noise_var_from_snr_db
+from ..fitting import Fit, FitSettings
 from . import measures
 from .codec import DigitDecoder, DigitEncoder
 from .denoiser import DigitDenoiser
-from .fitting import Fit, FitSettings
 
 BATCH = 256
 VALIDATION = 150  # of the 1,500 training digits, kept back to measure v(sigma)

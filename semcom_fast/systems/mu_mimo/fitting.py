@@ -1,17 +1,11 @@
-"""The training loop of this system: that of Blind-MIMOSC with a rate floor, a time limit and a check for divergence."""
+"""Settings and loss of this system's training."""
 
-import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
-from ..blind_mimosc.fitting import Fit, FitSettings, FlooredFitSettings
+from ..fitting import FlooredFitSettings
 from .batches import UNLABELLED, BatchSource
 from .system import MuMimoSystem
 
@@ -32,26 +26,6 @@ class LinkFitSettings(FlooredFitSettings):
     bf16: bool = False
 
 
-class TrainingCall(Protocol):
-    """What the settings of one call of a training command have in common."""
-
-    @property
-    def minutes(self) -> float | None: ...
-
-
-def check_call(settings: TrainingCall, *counts: str) -> None:
-    """The named counts are at least 1, and a time limit is positive; raises ValueError."""
-    for name in counts:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
-    if settings.minutes is not None and not settings.minutes > 0:
-        raise ValueError(f"minutes must be positive, got {settings.minutes:g}")
-
-
-class TimeUp(Exception):
-    """The time limit was reached between two steps; everything is saved."""
-
-
 def link_loss(source: BatchSource, settings: LinkFitSettings):
     """Mean squared error of the recovered images plus a little cross entropy over those that have labels."""
 
@@ -67,52 +41,3 @@ def link_loss(source: BatchSource, settings: LinkFitSettings):
         return total
 
     return loss
-
-
-class LinkFit(Fit):
-    """`Fit` with a time limit (minutes). The average also covers the running statistics of batch normalisation."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[Any, torch.Generator], Tensor],
-        settings: FitSettings,
-        path: Path,
-        minutes: float | None = None,
-    ) -> None:
-        super().__init__(model, loss, settings, path)
-        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
-
-    def _one_step(self) -> float:
-        loss = super()._one_step()
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"training diverged: the loss of step {self.step} is {loss}; {self.path} holds the last saved state"
-            )
-        keep = min(self.settings.average, self.step / (self.step + 9))
-        for mine, theirs in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - keep)
-        if self.ends is not None and time.monotonic() > self.ends:
-            self.save()
-            raise TimeUp
-        return loss
-
-    def resume(self) -> bool:
-        found = super().resume()
-        for parameter, state in self.optimiser.state.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                # In the parameter's own memory layout: another one rounds differently.
-                state[moment] = torch.empty_like(parameter).copy_(state[moment])
-        return found
-
-    def train(self, label: str, *, resume: bool, progress: bool) -> float:
-        """Go on from the checkpoint if asked, then train to the last step or the time limit; returns steps per second."""
-        if resume:
-            self.resume()
-        began, before = self.step, self.seconds
-        try:
-            self.run(label, progress)
-        except TimeUp:
-            print(f"time limit reached at step {self.step} of {self.settings.steps}; --resume goes on from there")
-        return (self.step - began) / max(self.seconds - before, 1e-9)

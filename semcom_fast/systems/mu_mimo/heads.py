@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ... import weights
+from ..fitting import TimedFit
 from .batches import BatchSource
 from .decoder import Classifier
-from .fitting import LinkFit, LinkFitSettings
+from .fitting import LinkFitSettings
 from .networks import head_name, load_system
 from .system import MuMimoSystem
 from .train import IMAGE_LICENCE, TrainSettings, batch_source, classes, fit_settings, half, validation
@@ -48,7 +49,7 @@ def train_head(settings: TrainSettings) -> dict[str, Any]:
     head = Classifier(system.decoder.classifier.inputs, classes(source))
     name = head_name(settings.variant, settings.subcarriers, labels)
     marked = fit_settings(settings)
-    fit = LinkFit(
+    fit = TimedFit(
         head, head_loss(system, source, marked), marked, settings.out / f"{name}.checkpoint", settings.minutes
     )
     fit.train(f"{labels} head of {settings.variant}", resume=settings.resume, progress=settings.progress)

@@ -21,10 +21,10 @@ from ...data.image_folder import ImageFolder
 from ...data.images import ImageSource
 from ...data.photos import PhotoCrops
 from ...data.stamps import StampsTask
-from ..blind_mimosc.fitting import fast_bf16
+from ..fitting import TimedFit, check_call, fast_bf16
 from .batches import DIGIT_SHARE, BatchSource, channel_source
 from .evaluate import Protocol, measure, scenario_channels
-from .fitting import LinkFit, LinkFitSettings, check_call, link_loss
+from .fitting import LinkFitSettings, link_loss
 from .networks import load_head, load_system, weights_name
 from .system import VARIANTS, MuMimoSystem, SystemConfig
 
@@ -169,7 +169,7 @@ def validation(settings: TrainSettings, labels: str, *, system_folder: Path | No
     return metrics
 
 
-def _card(settings: TrainSettings, fit: LinkFit, source: BatchSource) -> dict[str, Any]:
+def _card(settings: TrainSettings, fit: TimedFit, source: BatchSource) -> dict[str, Any]:
     sources = source.main.sources + (source.digits.sources if source.digits else ())
     share = f", {DIGIT_SHARE:.1%} of the draws digits with labels" if source.digits else ""
     return {
@@ -216,7 +216,7 @@ def train(settings: TrainSettings, source: BatchSource | None = None) -> dict[st
     name = weights_name(settings.variant, settings.subcarriers)
     marked = fit_settings(settings)
     path = settings.out / f"{name}.checkpoint"
-    fit = LinkFit(model, link_loss(source, marked), marked, path, settings.minutes)
+    fit = TimedFit(model, link_loss(source, marked), marked, path, settings.minutes)
     speed = fit.train(
         f"{settings.variant}, {settings.batch * source.users} images a step",
         resume=settings.resume,

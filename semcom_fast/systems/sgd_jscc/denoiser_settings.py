@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..blind_mimosc.fitting import FlooredFitSettings, fast_bf16
-from ..mu_mimo.fitting import check_call
+from ..fitting import FlooredFitSettings, check_call, fast_bf16
 
 
 @dataclass(frozen=True)

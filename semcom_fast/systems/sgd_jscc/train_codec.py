@@ -17,7 +17,7 @@ from ... import weights
 from ...data.image_folder import ImageFolder
 from ...data.images import ImageSet, ImageSource
 from ...data.photos import PhotoCrops
-from ..mu_mimo.fitting import LinkFit
+from ..fitting import TimedFit
 from ..mu_mimo.train import IMAGE_LICENCE, half
 from . import codec_losses as losses
 from .autoencoder import Autoencoder, AutoencoderConfig
@@ -100,7 +100,7 @@ def validation(settings: CodecTrainSettings, source: ImageSource) -> dict[str, A
     }
 
 
-def _card(part: Part, fit: LinkFit, settings: CodecFitSettings, images: ImageSet) -> dict[str, Any]:
+def _card(part: Part, fit: TimedFit, settings: CodecFitSettings, images: ImageSet) -> dict[str, Any]:
     return {
         "name": part.name,
         "what": part.what,
@@ -142,7 +142,7 @@ def train(settings: CodecTrainSettings, source: ImageSource | None = None) -> di
     convert_conv2d_weight_memory_format(model, torch.channels_last)
     marked = settings.fit(json.dumps(asdict(model.config)))
     path = settings.out / f"{part.name}.checkpoint"
-    fit = LinkFit(model, part.loss(images, marked, settings.weights), marked, path, settings.minutes)
+    fit = TimedFit(model, part.loss(images, marked, settings.weights), marked, path, settings.minutes)
     speed = fit.train(
         f"{settings.part}, {marked.batch} images a step", resume=settings.resume, progress=settings.progress
     )

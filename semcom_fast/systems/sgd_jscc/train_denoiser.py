@@ -18,7 +18,7 @@ from ...data.captions import caption_of
 from ...data.edges import kept_edges
 from ...data.photos import PhotoCrops
 from ...receivers.schedules import SigmoidSchedule
-from ..mu_mimo.fitting import LinkFit
+from ..fitting import TimedFit
 from ..mu_mimo.train import IMAGE_LICENCE
 from .autoencoder import Autoencoder
 from .codec_networks import load_autoencoder, load_edge_codec
@@ -149,12 +149,12 @@ def _model(settings: DenoiserTrainSettings, source: LatentSource, config: DiTCon
     return model, None
 
 
-def _stored(fit: LinkFit) -> dict[str, Tensor]:
+def _stored(fit: TimedFit) -> dict[str, Tensor]:
     """The averaged weights as they ship: float16, without what only training uses."""
     return {name: value.half() for name, value in without_side_block(fit.averaged.state_dict()).items()}
 
 
-def _card(settings: DenoiserTrainSettings, fit: LinkFit, source: LatentSource, name: str) -> dict[str, Any]:
+def _card(settings: DenoiserTrainSettings, fit: TimedFit, source: LatentSource, name: str) -> dict[str, Any]:
     marked: Any = fit.settings
     what = "Diffusion transformer that predicts the clean JSCC latent" if settings.part == "dit" else "Control branch"
     stored = _stored(fit)
@@ -221,7 +221,7 @@ def train(
     model, dit = _model(settings, source, config or DiTConfig.small(side_block=settings.masked > 0))
     marked = settings.fit(json.dumps(asdict(model.config)), _digest(source), latest)  # type: ignore[call-overload]
     name = DENOISER if settings.part == "dit" else CONTROL
-    fit = LinkFit(
+    fit = TimedFit(
         model, denoiser_loss(source, marked, dit), marked, settings.out / f"{name}.checkpoint", settings.minutes
     )
     speed = fit.train(

@@ -15,18 +15,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import require_extra
+from ..errors import require_extra
 
 _CHECKPOINT_SECONDS = 20.0
 
 
 class Stopped(KeyboardInterrupt):
     """Training was interrupted between two steps, with everything saved; the message says how to go on."""
+
+
+class TimeUp(Exception):
+    """The time limit was reached between two steps; everything is saved."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,22 @@ class FlooredFitSettings(FitSettings):
     def rate_at(self, step: int) -> float:
         share = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return min(1.0, (step + 1) / self.warm_up) * (self.floor + (self.rate - self.floor) * share)
+
+
+class TrainingCall(Protocol):
+    """What the settings of one call of a training command have in common."""
+
+    @property
+    def minutes(self) -> float | None: ...
+
+
+def check_call(settings: TrainingCall, *counts: str) -> None:
+    """The named counts are at least 1, and a time limit is positive; raises ValueError."""
+    for name in counts:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    if settings.minutes is not None and not settings.minutes > 0:
+        raise ValueError(f"minutes must be positive, got {settings.minutes:g}")
 
 
 def fast_bf16(asked: bool | None) -> bool:
@@ -186,3 +206,55 @@ class Fit:
                     "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
                 }
         return True
+
+
+class TimedFit(Fit):
+    """`Fit` with a time limit (minutes) and a check for divergence.
+
+    The average also covers the running statistics of batch normalisation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, torch.Generator], Tensor],
+        settings: FitSettings,
+        path: Path,
+        minutes: float | None = None,
+    ) -> None:
+        super().__init__(model, loss, settings, path)
+        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def _one_step(self) -> float:
+        loss = super()._one_step()
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"training diverged: the loss of step {self.step} is {loss}; {self.path} holds the last saved state"
+            )
+        keep = min(self.settings.average, self.step / (self.step + 9))
+        for mine, theirs in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - keep)
+        if self.ends is not None and time.monotonic() > self.ends:
+            self.save()
+            raise TimeUp
+        return loss
+
+    def resume(self) -> bool:
+        found = super().resume()
+        for parameter, state in self.optimiser.state.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                # In the parameter's own memory layout: another one rounds differently.
+                state[moment] = torch.empty_like(parameter).copy_(state[moment])
+        return found
+
+    def train(self, label: str, *, resume: bool, progress: bool) -> float:
+        """Go on from the checkpoint if asked, then train to the last step or the time limit; returns steps per second."""
+        if resume:
+            self.resume()
+        began, before = self.step, self.seconds
+        try:
+            self.run(label, progress)
+        except TimeUp:
+            print(f"time limit reached at step {self.step} of {self.settings.steps}; --resume goes on from there")
+        return (self.step - began) / max(self.seconds - before, 1e-9)
