@@ -29,6 +29,18 @@ def golden() -> dict[str, torch.Tensor]:
         return {k: torch.from_numpy(np.asarray(v)) for k, v in file.items() if v.dtype.kind in "fci"}
 
 
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist sends its errors home."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["worst"] = {k: tuple(map(float, v)) for k, v in sf_testing.worst.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for label, found in getattr(node, "workeroutput", {}).get("worst", {}).items():
+        sf_testing.worst[label] = max(sf_testing.worst.get(label, (0.0, 0.0, 0.0)), tuple(found))
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """The errors closest to their bounds; all of them with -v."""
     if not sf_testing.worst:
