@@ -28,6 +28,11 @@ STEMS = [
     "waterfill_inject",
     "waterfill_step",
     "waterfill_step_authors",
+    "pilot_posterior_step",
+    "renoise",
+    "elbo_reduce",
+    "dirichlet_responsibilities",
+    "cdl_channels",
 ]
 
 

@@ -235,3 +235,48 @@ def waterfill_authors(f, g, d, x0, beta_t: float, beta_s: float):
     add = math.sqrt(beta_s) - keep * own.sqrt()
     new = torch.addcmul(state * keep, add, torch.randn_like(state)).flatten(-2)
     return state.flatten(-2), new / new.square().mean(-1, keepdim=True).sqrt_()
+
+
+def posterior_matmul(h, eps, weights, yv, u, s, v, *, noise_var, alpha_bar, beta, lam, lik):
+    """The step in the pilots' basis, as two matrix products and elementwise torch in the state's dtype."""
+    mixed = (weights[..., None, None] * eps).sum(1)
+    residual = (h if lik == "dmps" else h - (1 - alpha_bar) ** 0.5 * mixed) / alpha_bar**0.5
+    gain = s / (noise_var + (1 - alpha_bar) / alpha_bar * s**2)
+    score = ((yv - residual @ (u * s)) * gain) @ u.mH / alpha_bar**0.5
+    return (h - beta / (1 - alpha_bar) ** 0.5 * mixed + lam * beta * score) / (1 - beta) ** 0.5
+
+
+def posterior_inverse(h, eps, weights, yv, u, s, v, *, noise_var, alpha_bar, beta, lam, lik):
+    """The step as the papers write it: P and Y themselves, and the inverse of an Np x Np matrix in every step."""
+    pilots, y = (u * s) @ v.mH, yv @ v.mH
+    mixed = (weights[..., None, None] * eps).sum(1)
+    residual = (h if lik == "dmps" else h - (1 - alpha_bar) ** 0.5 * mixed) / alpha_bar**0.5
+    gram = noise_var * torch.eye(pilots.shape[1], device=h.device) + (1 - alpha_bar) / alpha_bar * pilots.mH @ pilots
+    score = (y - residual @ pilots) @ (torch.linalg.inv(gram) @ pilots.mH) / alpha_bar**0.5
+    return (h - beta / (1 - alpha_bar) ** 0.5 * mixed + lam * beta * score) / (1 - beta) ** 0.5
+
+
+def renoise_randn(h: Tensor, alpha_bar: Tensor):
+    """torch's own normals, stored."""
+    bar = alpha_bar.to(h.device, torch.float32)[:, None, None]
+    return bar.sqrt() * h.unsqueeze(1) + (1 - bar).sqrt() * torch.randn(
+        (h.shape[0], bar.shape[0], *h.shape[1:]), dtype=h.dtype, device=h.device
+    )
+
+
+def elbo_randn(eps, h, yv, u, s, v, alpha_bar: Tensor, w: Tensor, noise_var: float):
+    """As much noise drawn as is needed, then the two energies; the first step is tau."""
+    bar = float(alpha_bar[0])
+    noise = torch.randn((*eps.shape[:2], *h.shape[1:]), dtype=h.dtype, device=h.device)
+    miss = noise.unsqueeze(2) - eps
+    bound = -torch.einsum("bse,s->be", torch.view_as_real(miss).square().sum((3, 4, 5)), w.to(h.device, torch.float32))
+    residual = yv.unsqueeze(1) - (h.unsqueeze(1) + ((1 - bar) / bar) ** 0.5 * miss[:, 0]) @ (u * s)
+    return bound, -torch.view_as_real(residual).square().sum((2, 3, 4)) / noise_var
+
+
+def responsibilities_softmax(evidence: Tensor, data: Tensor):
+    """Softmax with two digamma calls, in the input's dtype."""
+    gamma = torch.ones_like(evidence)
+    score = evidence + torch.digamma(gamma) - torch.digamma(gamma.sum(1, keepdim=True)) + data
+    rho = torch.softmax(score, 1)
+    return rho, gamma + rho

@@ -1,37 +1,15 @@
 // pybind11 module `_core`: addresses, sizes, strides and a stream cross this border; torch never does. The Python side
 // (semcom_fast/ops) owns every check and every allocation.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <vector>
-
-#include "cpu/dispatch.hpp"
+#include "bindings.hpp"
 #if defined(SF_HAVE_CUDA)
 #include "cuda/launch.hpp"
 #endif
 
-namespace py = pybind11;
-
 namespace {
 
-const void* in(uintptr_t p) { return reinterpret_cast<const void*>(p); }
-void* out(uintptr_t p) { return reinterpret_cast<void*>(p); }
-
-// A level is a number or (address, is_double, stride_l, stride_b, stride_g); None stays at its default.
-sf::level as_level(const py::handle& h) {
-  if (!py::isinstance<py::tuple>(h)) return {h.cast<double>(), nullptr, 1, 0, 0, 0};
-  const py::tuple t = py::reinterpret_borrow<py::tuple>(h);
-  return {0.0,
-          in(t[0].cast<uintptr_t>()),
-          t[1].cast<int32_t>(),
-          t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(),
-          t[4].cast<int64_t>()};
-}
+using namespace semcom;
 
 // sizes = (B, U, K, Nr, Nt, T); strides = batch strides of y, h, x, probe in complex entries
-using sizes6 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 sf::block_args block(bool is_double, const sizes6& n) {
   sf::block_args a{};
@@ -85,7 +63,6 @@ void sum_energies(const sf::block_args& a, void* energy, void* probe_x, void* pr
 
 // flags = (double, rows, m_form, pinv, refuse_zero); sizes = (n, K, M, T, stride of h, alpha_run, items)
 using rzf_flags = std::tuple<bool, bool, bool, bool, bool>;
-using sizes7 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 sf::rzf_args rzf(const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s, uintptr_t alpha) {
   sf::rzf_args a{};
@@ -96,11 +73,15 @@ sf::rzf_args rzf(const rzf_flags& flags, const sizes7& n, double scale, uintptr_
   return a;
 }
 
+using cdl_end = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, bool>;
+
+sf::cdl_end end_of(const cdl_end& e) {
+  const auto real = [](uintptr_t p) { return static_cast<const double*>(in(p)); };
+  return {real(std::get<0>(e)), real(std::get<1>(e)), real(std::get<2>(e)), real(std::get<3>(e)), std::get<4>(e)};
+}
+
 // sizes = (rows, rows that share delays, P, F); strides of a path in gains and delays, of a frequency in h; `at` holds
 // the offsets of every row's gains, every group's delays and every row's result
-using sizes4 = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-using sizes3 = std::tuple<int64_t, int64_t, int64_t>;
-
 sf::cir_args cir(bool is_double, const sizes4& n, uintptr_t gains, uintptr_t delays, uintptr_t frequencies,
                  const sizes3& strides, const std::tuple<uintptr_t, uintptr_t, uintptr_t>& at, uintptr_t h) {
   sf::cir_args a{};
@@ -121,23 +102,10 @@ std::tuple<int64_t, int64_t, int64_t> run_flagged(void (*kernel)(sf::rzf_args&),
   return {a.count, a.bad, a.spoilt};
 }
 
-// CPU calls return the lowest block or item with a non-finite result, -1 when there is none.
-template <class Args>
-int64_t run(void (*kernel)(Args&), Args& a) {
-  py::gil_scoped_release release;
-  kernel(a);
-  return a.bad;
-}
-
-sf::philox_key key(uint64_t seed, int64_t step, int64_t stream, int64_t first_item) {
-  return {seed, uint32_t(step), uint32_t(stream), uint64_t(first_item)};
-}
-
 // flags = (double, bfloat16 predictions, d per symbol, draw); sizes = (items, rows per item, N, strides of d over rows
 // and symbols); inputs = (state, x0, uncond, prev, f, d, noise); outputs = (g, f); levels = (beta_t, beta_s, guidance,
 // ratio); choices = (variance top-up, unit RMS, common base); at = (seed, step, stream, first_item)
 using waterfill_flags = std::tuple<bool, bool, bool, int>;
-using sizes5 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
 using waterfill_inputs = std::array<uintptr_t, 7>;
 
 sf::waterfill_args waterfill(const waterfill_flags& flags, const sizes5& n, const waterfill_inputs& inputs,
@@ -273,6 +241,23 @@ void bind_cpu(py::module_& m) {
           sf::cir_args a = cir(d, n, gains, delays, frequencies, strides, at, h);
           return run(sf::kernels().cir_to_ofdm, a);
         });
+  m.def("cpu_cdl_channels", [](bool d, const sizes4& n, uintptr_t gains, uintptr_t rx, uintptr_t tx, uintptr_t h) {
+    sf::cdl_args a{};
+    a.is_double = d, std::tie(a.b, a.r, a.nr, a.nt) = n;
+    a.gains = in(gains), a.rx = in(rx), a.tx = in(tx), a.out = out(h), a.pool = sf::torch_pool();
+    return run(sf::kernels().cdl_channels, a);
+  });
+  // ends: (zenith, sine, cosine, yaw, whether every item has its own yaw) of the receiver and of the transmitter
+  m.def("cpu_cdl_rays", [](bool d, const sizes3& n, bool los, bool los_random, uintptr_t factors, const cdl_end& rx_end,
+                           const cdl_end& tx_end, uint64_t seed, int64_t stream, int64_t first_item,
+                           const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outs) {
+    sf::cdl_ray_args a{};
+    a.is_double = d, a.los = los, a.los_random = los_random, std::tie(a.b, a.clusters, a.f) = n;
+    a.factors = static_cast<const double*>(in(factors)), a.rx_end = end_of(rx_end), a.tx_end = end_of(tx_end);
+    a.key = key(seed, 0, stream, first_item), a.pool = sf::torch_pool();
+    a.gains = out(std::get<0>(outs)), a.rx = out(std::get<1>(outs)), a.tx = out(std::get<2>(outs));
+    return run(sf::kernels().cdl_rays, a);
+  });
   m.def("cpu_lmmse_equalise", [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t y,
                                  uintptr_t noise_var, uintptr_t s_hat, uintptr_t noise_eff, uintptr_t info) {
     sf::rzf_args a = rzf(flags, n, scale, h, y, noise_var);
@@ -345,6 +330,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("has_torch_pool", [] { return sf::torch_pool() != nullptr; });
   bind_cpu(m);
   bind_waterfill(m);
+  bind_pilots(m);
 #if defined(SF_HAVE_CUDA)
   m.attr("cuda_built") = true;
   m.attr("cuda_archs") = SF_CUDA_ARCHS;

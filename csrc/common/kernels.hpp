@@ -141,6 +141,81 @@ struct equalise_args {
   int64_t bad;
 };
 
+// H[b,i,j] = sum_r gains_r exp(j 2 pi (rx_r (i - (nr-1)/2) + tx_r (j - (nt-1)/2))); gains, rx, tx [B,R], H [B,nr,nt].
+struct cdl_args {
+  int32_t is_double;
+  int64_t b, r, nr, nt;
+  const void *gains, *rx, *tx;
+  void* out;
+  pool_fn pool;
+  int64_t bad;
+};
+
+// One end of a clustered delay line, in double: ray progression = zenith (sine cos(yaw) - cosine sin(yaw)), tables
+// [clusters,20] (and one entry of the specular path); yaw holds cosine and sine of item b at 2 b yaw_b.
+struct cdl_end {
+  const double *zenith, *sine, *cosine, *yaw;
+  int64_t yaw_b;
+};
+// Rays of `b` channels of a profile: gains [b,f,rays], rx and tx [b,rays], rays = 20 clusters + los.
+struct cdl_ray_args {
+  int32_t is_double, los, los_random;
+  int64_t b, clusters, f;
+  const double* factors;  // [f,clusters+los] complex: amplitude exp(-j 2 pi f delay) of a path
+  cdl_end rx_end, tx_end;
+  philox_key key;
+  void *gains, *rx, *tx;
+  pool_fn pool;
+  int64_t bad;
+};
+
+// `b` channels [nr,nt], predictions of `e` experts, pilots' singular vectors u [nt,r] and values s [r], one pair for
+// all channels or (`own_basis`) one each. All arrays contiguous.
+struct posterior_args {
+  int32_t is_double, x0, own_basis;
+  int64_t b, e, nr, nt, r;
+  const void *h, *eps, *weights, *yv, *u, *s;
+  level noise_var, alpha_bar, beta, lam;
+  void* out;
+  pool_fn pool;
+  int64_t bad;  // out: lowest channel with a non-finite result, -1 if none
+};
+
+struct renoise_args {       // h [b,n] complex -> out [b,steps,n]
+  int32_t is_double, draw;  // draw: 1 noise given, 2 Philox
+  int64_t b, steps, n;
+  const void *h, *noise;
+  const int64_t* at;        // diffusion step of every entry of alpha_bar
+  const double* alpha_bar;  // [steps]
+  philox_key key;
+  void* out;
+  pool_fn pool;
+  int64_t bad;
+};
+
+struct elbo_args {  // eps [b,steps,e,nr,nt] -> out_l, out_d [b,e]
+  int32_t is_double, draw, own_basis;
+  int64_t b, steps, e, nr, nt, r, tau;  // tau: index among the steps
+  const void *eps, *h, *yv, *u, *s, *noise;
+  const int64_t* at;
+  const double *alpha_bar, *w;
+  level noise_var;
+  philox_key key;
+  void *out_l, *out_d;
+  pool_fn pool;
+  int64_t bad;  // out: lowest channel * e + expert with a non-finite result, -1 if none
+};
+
+struct dirichlet_args {  // all [b,e]
+  int32_t is_double;
+  int64_t b, e;
+  const void *l, *d, *gamma0, *gamma;
+  double eta;
+  void *rho, *after;
+  pool_fn pool;
+  int64_t bad;
+};
+
 struct kernel_table {
   void (*blockdiag_apply)(block_args&);
   void (*blockdiag_adjoint)(block_args&);
@@ -154,10 +229,16 @@ struct kernel_table {
   void (*rzf_precode_vjp)(rzf_args&);
   void (*lmmse_equalise)(rzf_args&);
   void (*cir_to_ofdm)(cir_args&);
+  void (*cdl_channels)(cdl_args&);
+  void (*cdl_rays)(cdl_ray_args&);
   void (*waterfill_equalise)(equalise_args&);
   void (*waterfill_inject)(waterfill_args&);
   void (*waterfill_step)(waterfill_args&);
   void (*waterfill_step_authors)(waterfill_args&);
+  void (*pilot_posterior_step)(posterior_args&);
+  void (*renoise)(renoise_args&);
+  void (*elbo_reduce)(elbo_args&);
+  void (*dirichlet_responsibilities)(dirichlet_args&);
 };
 
 }  // namespace sf

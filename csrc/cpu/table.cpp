@@ -18,16 +18,41 @@ void rzf_precode(rzf_args&);
 void rzf_precode_vjp(rzf_args&);
 void lmmse_equalise(rzf_args&);
 void cir_to_ofdm(cir_args&);
+void cdl_channels(cdl_args&);
+void cdl_rays(cdl_ray_args&);
 void waterfill_equalise(equalise_args&);
 void waterfill_inject(waterfill_args&);
 void waterfill_step(waterfill_args&);
 void waterfill_step_authors(waterfill_args&);
+void pilot_posterior_step(posterior_args&);
+void renoise(renoise_args&);
+void elbo_reduce(elbo_args&);
+void dirichlet_responsibilities(dirichlet_args&);
 }  // namespace SF_NS
 
 extern const kernel_table SF_TABLE_NAME(SF_ISA);
 const kernel_table SF_TABLE_NAME(SF_ISA) = {
-    blockdiag_apply,    blockdiag_adjoint,   likelihood_score, philox_normal,          pvd_update,     pvd_calibrate,
-    power_normalise,    power_normalise_vjp, rzf_precode,      rzf_precode_vjp,        lmmse_equalise, cir_to_ofdm,
-    waterfill_equalise, waterfill_inject,    waterfill_step,   waterfill_step_authors,
+    blockdiag_apply,
+    blockdiag_adjoint,
+    likelihood_score,
+    philox_normal,
+    pvd_update,
+    pvd_calibrate,
+    power_normalise,
+    power_normalise_vjp,
+    rzf_precode,
+    rzf_precode_vjp,
+    lmmse_equalise,
+    cir_to_ofdm,
+    cdl_channels,
+    cdl_rays,
+    waterfill_equalise,
+    waterfill_inject,
+    waterfill_step,
+    waterfill_step_authors,
+    pilot_posterior_step,
+    renoise,
+    elbo_reduce,
+    dirichlet_responsibilities,
 };
 }  // namespace sf

@@ -1,16 +1,23 @@
 """The public ops: checks, autograd and dispatch around the kernels of csrc/ and semcom_fast/triton/."""
 
-from ..reference import LikelihoodScore
+from ..reference import LikelihoodScore, PilotSVD
+from ._cdl_rays import CDLRays
 from .blockdiag_adjoint import blockdiag_adjoint
 from .blockdiag_apply import blockdiag_apply
+from .cdl_channels import cdl_channels
 from .cir_to_ofdm import cir_to_ofdm
+from .dirichlet_responsibilities import dirichlet_responsibilities
+from .elbo_reduce import elbo_reduce
 from .likelihood_score import likelihood_score
 from .lmmse_channel import lmmse_channel
 from .lmmse_equalise import lmmse_equalise
 from .philox_normal import philox_normal
+from .pilot_posterior_step import pilot_posterior_step
+from .pilot_svd import pilot_svd
 from .power_normalise import power_normalise
 from .pvd_calibrate import pvd_calibrate
 from .pvd_update import pvd_update
+from .renoise import renoise
 from .rzf_matrix import rzf_matrix
 from .rzf_precode import rzf_precode
 from .waterfill_equalise import waterfill_equalise
@@ -19,17 +26,25 @@ from .waterfill_step import waterfill_step
 from .waterfill_step_authors import waterfill_step_authors
 
 __all__ = [
+    "CDLRays",
     "LikelihoodScore",
+    "PilotSVD",
     "blockdiag_adjoint",
     "blockdiag_apply",
+    "cdl_channels",
     "cir_to_ofdm",
+    "dirichlet_responsibilities",
+    "elbo_reduce",
     "likelihood_score",
     "lmmse_channel",
     "lmmse_equalise",
     "philox_normal",
+    "pilot_posterior_step",
+    "pilot_svd",
     "power_normalise",
     "pvd_calibrate",
     "pvd_update",
+    "renoise",
     "rzf_matrix",
     "rzf_precode",
     "waterfill_equalise",

@@ -31,6 +31,8 @@ def _from_numpy(a: np.ndarray) -> Tensor:
 def _to_torch(value: Any, kind: str | None) -> Any:
     if kind == "numpy":
         return _from_numpy(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # what an op returned, e.g. a decomposition
+        return type(value)(*(_to_torch(v, _kind(v)) for v in value))
     return torch.from_dlpack(value) if kind == "cupy" else value
 
 

@@ -33,6 +33,13 @@ def same_kind(op: str, dtypes: tuple[torch.dtype, ...], names: str, *tensors: Te
         raise _kind_error(op, dtypes, dict(zip(names.split(), tensors, strict=True)))
 
 
+def require_tensors(op: str, **operands: object) -> None:
+    """Required operands are tensors; `same_kind` lets None pass for the sake of optional ones."""
+    for name, t in operands.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {'None' if t is None else type(t).__name__}")
+
+
 def _kind_error(op: str, dtypes: tuple[torch.dtype, ...], tensors: dict[str, Tensor | None]) -> Exception:
     first_name, first = "", None
     for name, t in tensors.items():
@@ -67,7 +74,7 @@ def lead_shape(op: str, need: str, names: str, *tensors: tuple[Tensor, int]) -> 
     try:
         return torch.broadcast_shapes(*leads)
     except RuntimeError:
-        shapes = {name: t for name, (t, _) in zip(names.split(), tensors, strict=True)}
+        shapes = {name: t for name, (t, _) in zip(names.split(), tensors, strict=False)}
         raise shape_error(op, f"{need} with leading dimensions that broadcast", **shapes) from None
 
 

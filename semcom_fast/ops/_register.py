@@ -7,7 +7,7 @@ the same kernel, backward and jvp.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,8 @@ class Op:
     kernels: backend name -> function of the schema's arguments ("reference" is required).
     fake: shapes and dtypes of the outputs. backward(needs, args, outs, grads) -> a gradient or None per argument.
     jvp(args, outs, tangents) -> tangent(s) of the output(s), or None when forward mode is not supported.
-    vmap(args, mapped, size) -> outputs with the mapped axis first, or None when it is not supported.
+    vmap(args, mapped, size) -> outputs with the mapped axis first; "rows" makes one call per mapped row, so that Philox
+    draws are those of a loop over rows; None when it is not supported.
     packet_args(args) -> the arguments as the schema wants them, where eager calls are freer (numbers as levels).
     """
 
@@ -58,7 +59,7 @@ class Op:
         fake: Callable,
         backward: Callable | None = None,
         jvp: Callable | None = None,
-        vmap: Callable | None = None,
+        vmap: Callable | Literal["rows"] | None = None,
         packet_args: Callable | None = None,
     ) -> None:
         OPS[name] = self
@@ -70,7 +71,8 @@ class Op:
         qualified = f"semcom_fast::{name}"
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         self.packet = getattr(torch.ops.semcom_fast, name).default
-        self._backward, self._jvp, self._vmap = backward, jvp, vmap
+        self._backward, self._jvp = backward, jvp
+        self._vmap = self._by_rows if vmap == "rows" else vmap
         if backward is not None:
             torch.library.register_autograd(
                 qualified, self._backward_entry, setup_context=self._setup_entry, lib=_LIBRARY
@@ -118,6 +120,10 @@ class Op:
         args, outs = _restore(ctx)
         assert self._backward is not None
         return tuple(self._backward(ctx.needs_input_grad, args, outs, grads))
+
+    def _by_rows(self, args: Sequence[Any], mapped: Sequence[bool], size: int) -> Any:
+        outs = [self(*(a[i] if m else a for a, m in zip(args, mapped, strict=True))) for i in range(size)]
+        return tuple(map(torch.stack, zip(*outs, strict=True))) if isinstance(outs[0], tuple) else torch.stack(outs)
 
     def _vmap_entry(self, info: Any, in_dims: Any, *args: Any) -> Any:
         assert self._vmap is not None

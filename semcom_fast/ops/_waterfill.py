@@ -15,13 +15,6 @@ from . import _checks, _levels
 NEED = "f [..., N] with N even, and d [..., N/2] (one level per symbol) or [..., N]"
 
 
-def require_tensors(op: str, **operands: Tensor) -> None:
-    """Required operands are there; `same_kind` lets None pass for the sake of optional ones."""
-    for name, t in operands.items():
-        if t is None:
-            raise TypeError(f"{op}: {name} must be a tensor, got None")
-
-
 def check_state(op: str, f: Tensor, d: Tensor, **like_f: Tensor | None) -> None:
     """f, d and everything shaped like f agree."""
     n = f.shape[-1] if f.ndim else 0
@@ -220,8 +213,3 @@ def triton_operands(
     state = flatten(f)
     assert state is not None
     return state, d, [flatten(t) for t in others], [over(v) for v in levels], (flatten(noise), seed, step, first_item)
-
-
-def by_rows(op: Any, args: Sequence[Any], mapped: Sequence[bool], size: int) -> list[Any]:
-    """vmap: one call per mapped row, so that Philox draws are those of a loop over rows."""
-    return [op(*[a[i] if m else a for a, m in zip(args, mapped, strict=True)]) for i in range(size)]

@@ -56,11 +56,6 @@ def _backward(needs, args, outs, grads):
     return reference_vjp(formula, args, needs, grads)
 
 
-def _vmap(args, mapped, size):
-    rows = [[a[i] if m else a for a, m in zip(args, mapped, strict=True)] for i in range(size)]
-    return torch.stack([_op(*r) for r in rows])
-
-
 _NAME = "pvd_calibrate"
 _op = Op(
     _NAME,
@@ -68,7 +63,7 @@ _op = Op(
     kernels={"cpu": _cpu, "triton": _triton, "reference": _reference},
     fake=lambda noise_var, var_h, probe_x, probe_y, x_energy, nr, count: probe_y.new_empty(probe_y.shape),
     backward=_backward,
-    vmap=_vmap,
+    vmap="rows",
     packet_args=lambda a: (_levels.as_tensor(a[0], a[3].device), *a[1:]),
 )
 

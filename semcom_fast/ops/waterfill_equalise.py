@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._native import require_core
 from ..reference.levels import Level
-from . import _checks, _levels, _waterfill
+from . import _checks, _levels
 from ._arrays import array_function
 from ._register import Op, reference_vjp
 
@@ -155,7 +155,7 @@ def waterfill_equalise(
     Source: equations (6) and (7) of "Semantics-Guided Diffusion for Deep Joint Source-Channel Coding in Wireless Image
     Transmission", with |h|/sqrt(|h|^2 + sigma^2) as the divisor, which alone gives unit power.
     """
-    _waterfill.require_tensors(_NAME, y=y, h=h)
+    _checks.require_tensors(_NAME, y=y, h=h)
     if noise_var is None:
         raise TypeError(f"{_NAME}: noise_var must be a number or a tensor, got None")
     _checks.same_kind(_NAME, _checks.COMPLEX, "y h", y, h)

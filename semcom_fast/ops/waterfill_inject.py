@@ -80,10 +80,6 @@ def _packet(a):
     return (*a[:3], _levels.as_tensor(a[3], device), whole(a[4], device), whole(a[5], device), a[6])
 
 
-def _vmap(args, mapped, size):
-    return torch.stack(_waterfill.by_rows(_op, args, mapped, size))
-
-
 _op = Op(
     _NAME,
     "(Tensor f, Tensor d, Tensor? noise, Tensor beta_bar, Tensor? seed, Tensor step, int first_item) -> Tensor",
@@ -91,7 +87,7 @@ _op = Op(
     fake=lambda f, *rest: f.new_empty(f.shape),
     backward=_backward,
     jvp=_jvp,
-    vmap=_vmap,
+    vmap="rows",
     packet_args=_packet,
 )
 
@@ -134,7 +130,7 @@ def waterfill_inject(
     Source: equation (23) of "Semantics-Guided Diffusion for Deep Joint Source-Channel Coding in Wireless Image
     Transmission", with the level of (17) under it.
     """
-    _waterfill.require_tensors(_NAME, f=f, d=d)
+    _checks.require_tensors(_NAME, f=f, d=d)
     _checks.same_kind(_NAME, _checks.REAL, "f d noise", f, d, noise)
     _waterfill.check_state(_NAME, f, d, noise=noise)
     _waterfill.check_level(_NAME, "beta_bar", beta_bar, f)

@@ -113,10 +113,6 @@ def _packet(a):
     return (*a[:_TENSORS], *levels, _levels.int_tensor(a[11], device), _levels.int_tensor(a[12], device), a[13])
 
 
-def _vmap(args, mapped, size):
-    return torch.stack(_waterfill.by_rows(_op, args, mapped, size))
-
-
 _op = Op(
     _NAME,
     "(Tensor g, Tensor x0, Tensor f, Tensor d, Tensor? x0_uncond, Tensor? x0_prev, Tensor? noise, Tensor beta_t, "
@@ -125,7 +121,7 @@ _op = Op(
     fake=lambda g, *rest: g.new_empty(g.shape),
     backward=_backward,
     jvp=_jvp,
-    vmap=_vmap,
+    vmap="rows",
     packet_args=_packet,
 )
 
@@ -184,7 +180,7 @@ def waterfill_step(
     Coding in Wireless Image Transmission"; the first term of (18) is sqrt(1-beta_s), as (24) has it, and line 11 of
     Algorithm 3 compares variances.
     """
-    _waterfill.require_tensors(_NAME, g=g, x0=x0, f=f, d=d)
+    _checks.require_tensors(_NAME, g=g, x0=x0, f=f, d=d)
     _checks.same_kind(_NAME, _checks.REAL, "g f d noise", g, f, d, noise)
     _waterfill.check_predictions(_NAME, g, x0=x0, x0_uncond=x0_uncond, x0_prev=x0_prev)
     _waterfill.check_state(_NAME, f, d, g=g, x0=x0, x0_uncond=x0_uncond, x0_prev=x0_prev, noise=noise)

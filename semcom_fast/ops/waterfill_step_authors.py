@@ -67,11 +67,6 @@ def _packet(a):
     return (*a[:5], *levels, *a[7:10], _levels.int_tensor(a[10], device), _levels.int_tensor(a[11], device), a[12])
 
 
-def _vmap(args, mapped, size):
-    rows = _waterfill.by_rows(_op, args, mapped, size)
-    return torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])
-
-
 _op = Op(
     _NAME,
     "(Tensor f, Tensor g, Tensor d, Tensor x0, Tensor? noise, Tensor beta_t, Tensor beta_s, str topup, bool renorm, "
@@ -79,7 +74,7 @@ _op = Op(
     kernels={"cpu": _cpu, "triton": _triton, "reference": _reference},
     fake=lambda f, *rest: (f.new_empty(f.shape), f.new_empty(f.shape)),
     backward=_backward,
-    vmap=_vmap,
+    vmap="rows",
     packet_args=_packet,
 )
 
@@ -131,7 +126,7 @@ def waterfill_step_authors(
     Source: the authors' published code for "Semantics-Guided Diffusion for Deep Joint Source-Channel Coding in Wireless
     Image Transmission"; it departs from Algorithm 3 as said above.
     """
-    _waterfill.require_tensors(_NAME, f=f, g=g, d=d, x0=x0)
+    _checks.require_tensors(_NAME, f=f, g=g, d=d, x0=x0)
     _checks.same_kind(_NAME, _checks.REAL, "f g d noise", f, g, d, noise)
     _waterfill.check_predictions(_NAME, f, x0=x0)
     _waterfill.check_state(_NAME, f, d, g=g, x0=x0, noise=noise)

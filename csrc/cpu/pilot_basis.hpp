@@ -1,0 +1,100 @@
+// Products with the pilots' singular vectors U [Nt, r]: X U and W U^H for rows of a channel, r along the lanes of the
+// first, Nt along those of the second, so that both are tiles of full packs.
+#pragma once
+#include <stdlib.h>
+
+#include "../common/columns.hpp"
+#include "../common/kernels.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+template <class T>
+struct pilot_basis {
+  static constexpr int W = native_width<T>, max_vt = 3;
+#if defined(__AVX512F__) || defined(__aarch64__)
+  static constexpr int max_rt = 4;  // 24 accumulators of 32 registers
+#else
+  static constexpr int max_rt = 2;  // 12 accumulators of 16 registers
+#endif
+  using Col = pack_cols<T, W>;
+
+  int64_t nt, r, rv, nv;  // sizes, and packs that hold 2r and 2 Nt reals
+  T *u, *ut;              // U [Nt][rv*W] and its transpose [r][nv*W], zeros past the end
+
+  pilot_basis(int64_t nt, int64_t r) : nt(nt), r(r), rv(packs(r)), nv(packs(nt)) {
+    u = reals(nt * rv * W), ut = reals(r * nv * W);
+  }
+  pilot_basis(const pilot_basis&) = delete;
+  ~pilot_basis() { free(u), free(ut); }
+
+  static int64_t packs(int64_t n) { return (2 * n + W - 1) / W; }
+  static T* reals(int64_t n) {
+    T* p = static_cast<T*>(aligned_alloc(64, size_t((n * int64_t(sizeof(T)) + 64) / 64 * 64)));
+    for (int64_t i = 0; i < n; ++i) p[i] = T(0);
+    return p;
+  }
+
+  void take(const void* from) {
+    const T* p = static_cast<const T*>(from);
+    for (int64_t n = 0; n < nt; ++n)
+      for (int64_t j = 0; j < r; ++j, p += 2) {
+        T *a = u + n * rv * W + 2 * j, *b = ut + j * nv * W + 2 * n;
+        a[0] = b[0] = p[0], a[1] = b[1] = p[1];
+      }
+  }
+
+  // done(row, c, pack) for every pack c of every row of X U; x has rows of `stride` reals.
+  template <class Done>
+  void into(const T* x, int64_t stride, int64_t rows, const Done& done) const {
+    product_of<false>(x, stride, rows, nt, u, rv, done);
+  }
+  // The same for W U^H = conj(conj(W) U^T).
+  template <class Done>
+  void back(const T* w, int64_t stride, int64_t rows, const Done& done) const {
+    product_of<true>(w, stride, rows, r, ut, nv,
+                     [&](int64_t row, int64_t c, Col v) SF_LAMBDA { done(row, c, conjugate(v)); });
+  }
+
+ private:
+  template <bool Conj, int RT, int VT, class Done>
+  static void tile(const T* x, int64_t stride, int64_t n, const T* panel, int64_t row, const Done& done) {
+    product<Col, Conj> q[RT][VT];
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int c = 0; c < VT; ++c) q[i][c] = product<Col, Conj>::zero();
+    multiply_tile(
+        q, n,
+        [&](int i, int64_t m) SF_LAMBDA { return scalar2<T>{x[i * stride + 2 * m], x[i * stride + 2 * m + 1]}; },
+        [&](int64_t m, int c) SF_LAMBDA { return Col::load(panel + m * row + c * W); });
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int c = 0; c < VT; ++c) done(i, c, q[i][c].value());
+  }
+
+  template <bool Conj, int RT, class Done>
+  static void tiles(const T* x, int64_t stride, int64_t n, const T* panel, int64_t width, const Done& done) {
+    for (int64_t c = 0; c < width;) {
+      const int64_t left = width - c, row = width * W;
+      const auto at = [&](int i, int j, Col v) SF_LAMBDA { done(i, c + j, v); };
+      if (left >= 3)
+        tile<Conj, RT, 3>(x, stride, n, panel + c * W, row, at), c += 3;
+      else if (left == 2)
+        tile<Conj, RT, 2>(x, stride, n, panel + c * W, row, at), c += 2;
+      else
+        tile<Conj, RT, 1>(x, stride, n, panel + c * W, row, at), c += 1;
+    }
+  }
+
+  template <bool Conj, class Done>
+  static void product_of(const T* x, int64_t stride, int64_t rows, int64_t n, const T* panel, int64_t width,
+                         const Done& done) {
+    int64_t i = 0;
+    const auto at = [&](int k, int64_t c, Col v) SF_LAMBDA { done(i + k, c, v); };
+    for (; i + max_rt <= rows; i += max_rt) tiles<Conj, max_rt>(x + i * stride, stride, n, panel, width, at);
+    for (; i < rows; ++i) tiles<Conj, 1>(x + i * stride, stride, n, panel, width, at);
+  }
+};
+
+}  // namespace SF_NS
+}  // namespace sf
