@@ -24,11 +24,7 @@ template <class T>
 struct block_worker {
   static constexpr int W = native_width<T>, WC = W / 2, max_ct = 3;
   static constexpr int outer_from = WC < 4 ? WC : 4;  // streams from which lanes along m beat horizontal sums
-#if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr int max_rt = 4;  // 24 accumulators of 32 registers
-#else
-  static constexpr int max_rt = 2;  // 12 accumulators of 16 registers
-#endif
+  static constexpr int max_rt = tile_rows;
   using Col = pack_cols<T, W>;
   using Fwd = product<Col, false>;
   using Adj = product<Col, true>;

@@ -27,6 +27,18 @@ struct draw_buffer {
   }
 };
 
+// Reals first .. first+n of the CN(0, 1) that diffusion step s adds to channel b: given, or drawn into the buffer.
+// `Args` has draw, noise [b, steps, reals], steps, at [steps] and key.
+template <class T, class Args>
+SF_HD const T* diffusion_noise(const Args& a, int64_t b, int64_t s, int64_t reals, int64_t first, int64_t n,
+                               draw_buffer<T>& buffer) {
+  if (a.draw != 2) return static_cast<const T*>(a.noise) + (b * a.steps + s) * reals + first;
+  philox_key key = a.key;
+  key.step = uint32_t(a.at[s]);
+  buffer.fill(key, uint64_t(b), 0, first, n, 0.7071067811865475244);
+  return buffer.data;
+}
+
 // Brings 64 reals nearer, as many as one group of float32 normals: into the second cache, whose queue is the longer
 // one.
 template <class T>

@@ -5,18 +5,14 @@
 
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
+#include "packs.hpp"
 
 namespace sf {
 inline namespace SF_NS {
 
 template <class T>
 struct pilot_basis {
-  static constexpr int W = native_width<T>, max_vt = 3;
-#if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr int max_rt = 4;  // 24 accumulators of 32 registers
-#else
-  static constexpr int max_rt = 2;  // 12 accumulators of 16 registers
-#endif
+  static constexpr int W = native_width<T>;
   using Col = pack_cols<T, W>;
 
   int64_t nt, r, rv, nv;  // sizes, and packs that hold 2r and 2 Nt reals
@@ -91,8 +87,52 @@ struct pilot_basis {
                          const Done& done) {
     int64_t i = 0;
     const auto at = [&](int k, int64_t c, Col v) SF_LAMBDA { done(i + k, c, v); };
-    for (; i + max_rt <= rows; i += max_rt) tiles<Conj, max_rt>(x + i * stride, stride, n, panel, width, at);
+    for (; i + tile_rows <= rows; i += tile_rows) tiles<Conj, tile_rows>(x + i * stride, stride, n, panel, width, at);
     for (; i < rows; ++i) tiles<Conj, 1>(x + i * stride, stride, n, panel, width, at);
+  }
+};
+
+// The decomposition of channel b's pilots: one for all channels, packed beforehand, or every channel's own. `Args` has
+// own_basis, u [.., nt, r], s [.., r], yv [b, nr, r].
+template <class T, class Args>
+struct pilots_of {
+  static constexpr int W = native_width<T>;
+  const Args& a;
+  pilot_basis<T> own;
+  const pilot_basis<T>* basis;
+  int64_t row;  // reals of a padded row of Yv
+  T* values;    // s, once for the real and once for the imaginary part
+
+  pilots_of(const Args& a, const pilot_basis<T>* shared)
+      : a(a), own(a.own_basis ? a.nt : 0, a.own_basis ? a.r : 0), basis(a.own_basis ? &own : shared) {
+    row = basis->rv * W;
+    values = pilot_basis<T>::reals(row + 1);
+  }
+  pilots_of(const pilots_of&) = delete;
+  ~pilots_of() { free(values); }
+
+  void take(int64_t b) {
+    if (a.own_basis) own.take(static_cast<const T*>(a.u) + 2 * b * a.nt * a.r);
+    const T* s = static_cast<const T*>(a.s) + (a.own_basis ? b * a.r : 0);
+    for (int64_t j = 0; j < a.r; ++j) values[2 * j] = values[2 * j + 1] = s[j];
+  }
+  // out [nr][row] = Yv - X U S, times `gain` [row] where given
+  void residual(int64_t b, const T* x, const T* gain, T* out) const {
+    const T* yv = static_cast<const T*>(a.yv) + b * 2 * a.nr * a.r;
+    basis->into(x, 2 * a.nt, a.nr, [&](int64_t i, int64_t c, pack_cols<T, W> z) SF_LAMBDA {
+      const int64_t left = 2 * a.r - c * W;
+      const native<T> y = get(yv + i * 2 * a.r + c * W, left < W ? int(left) : W);
+      const native<T> miss = y - z.v * native<T>::load(values + c * W);
+      (gain ? miss * native<T>::load(gain + c * W) : miss).store(out + i * row + c * W);
+    });
+  }
+};
+
+// The basis all channels share, where they do.
+template <class T, class Args>
+struct shared_basis : pilot_basis<T> {
+  explicit shared_basis(const Args& a) : pilot_basis<T>(a.own_basis ? 0 : a.nt, a.own_basis ? 0 : a.r) {
+    if (!a.own_basis) this->take(a.u);
   }
 };
 

@@ -10,39 +10,33 @@ inline namespace SF_NS {
 template <class T>
 struct posterior_worker {
   using P = native<T>;
-  using Basis = pilot_basis<T>;
-  using Col = typename Basis::Col;
   static constexpr int W = native_width<T>;
 
   const posterior_args& a;
-  Basis own;  // of this channel, where every channel has its pilots
-  const Basis* basis;
-  int64_t reals;             // of a channel
-  T *x, *w, *values, *gain;  // p h - q m, (Yv - X U S) G, and s and G twice per singular value
+  pilots_of<T, posterior_args> pilots;
+  int64_t reals;    // of a channel
+  T *x, *w, *gain;  // p h - q m, (Yv - X U S) G, and G once for either part
 
-  posterior_worker(const posterior_args& a, const Basis* shared)
-      : a(a), own(a.own_basis ? a.nt : 0, a.own_basis ? a.r : 0), basis(a.own_basis ? &own : shared) {
-    const int64_t row = basis->rv * W;
+  posterior_worker(const posterior_args& a, const pilot_basis<T>* shared) : a(a), pilots(a, shared) {
     reals = 2 * a.nr * a.nt;
-    x = Basis::reals(reals + W), w = Basis::reals(a.nr * row + 1);
-    values = Basis::reals(row + 1), gain = Basis::reals(row + 1);
+    x = pilot_basis<T>::reals(reals + W), w = pilot_basis<T>::reals(a.nr * pilots.row + 1);
+    gain = pilot_basis<T>::reals(pilots.row + 1);
   }
   posterior_worker(const posterior_worker&) = delete;
-  ~posterior_worker() { free(x), free(w), free(values), free(gain); }
+  ~posterior_worker() { free(x), free(w), free(gain); }
 
   bool run(int64_t b) {
     const double var = at(a.noise_var, 0, b, 0), bar = at(a.alpha_bar, 0, b, 0), beta = at(a.beta, 0, b, 0);
     const double scale = 1 / __builtin_sqrt(1 - beta), up = 1 / __builtin_sqrt(bar);
     const double strength = scale * at(a.lam, 0, b, 0) * beta * up, spread = (1 - bar) / bar;
-    if (a.own_basis) own.take(static_cast<const T*>(a.u) + 2 * b * a.nt * a.r);
-    const T* s = static_cast<const T*>(a.s) + (a.own_basis ? b * a.r : 0);
-    for (int64_t j = 0; j < a.r; ++j) {
-      const double v = double(s[j]), g = strength * v / (var + spread * v * v);
-      values[2 * j] = values[2 * j + 1] = s[j], gain[2 * j] = gain[2 * j + 1] = T(g);
+    pilots.take(b);
+    for (int64_t j = 0; j < 2 * a.r; ++j) {
+      const double v = double(pilots.values[j]);
+      gain[j] = T(strength * v / (var + spread * v * v));
     }
     T* out = static_cast<T*>(a.out) + b * reals;
     mix(b, T(scale), T(scale * beta / __builtin_sqrt(1 - bar)), T(up), T(a.x0 ? up * __builtin_sqrt(1 - bar) : 0), out);
-    residual(b);
+    pilots.residual(b, x, gain, w);
     return correct(out);
   }
 
@@ -59,20 +53,10 @@ struct posterior_worker {
       put(x + i, fused(P(fp), state, P(-fq) * mixed), m);
     });
   }
-  // w = (Yv - X U S) G
-  void residual(int64_t b) {
-    const int64_t row = basis->rv * W;
-    const T* yv = static_cast<const T*>(a.yv) + b * 2 * a.nr * a.r;
-    basis->into(x, 2 * a.nt, a.nr, [&](int64_t i, int64_t c, Col z) SF_LAMBDA {
-      const int64_t left = 2 * a.r - c * W;
-      const P y = get(yv + i * 2 * a.r + c * W, left < W ? int(left) : W);
-      ((y - z.v * P::load(values + c * W)) * P::load(gain + c * W)).store(w + i * row + c * W);
-    });
-  }
   // out += W U^H; true where all of it is finite
   bool correct(T* out) {
     P bad = T(0);
-    basis->back(w, basis->rv * W, a.nr, [&](int64_t i, int64_t c, Col z) SF_LAMBDA {
+    pilots.basis->back(w, pilots.row, a.nr, [&](int64_t i, int64_t c, pack_cols<T, W> z) SF_LAMBDA {
       T* p = out + i * 2 * a.nt + c * W;
       const int m = 2 * a.nt - c * W < W ? int(2 * a.nt - c * W) : W;
       const P v = get(p, m) + z.v;
@@ -86,8 +70,7 @@ struct posterior_worker {
 template <class T>
 void run_posterior(posterior_args& a) {
   a.bad = -1;
-  pilot_basis<T> shared(a.own_basis ? 0 : a.nt, a.own_basis ? 0 : a.r);
-  if (!a.own_basis) shared.take(a.u);
+  const shared_basis<T, posterior_args> shared(a);
   // A slice of 64k complex multiplications, some 15 us, makes a thread worth waking.
   const int64_t grain = 65536 / (2 * a.nr * a.nt * a.r + 1) + 1;
   parallel_for(a.pool, a.b, grain, [&](int64_t begin, int64_t end) {

@@ -11,13 +11,7 @@ bool renoise_chunk(const renoise_args& a, int64_t b, int64_t s, int64_t first, d
   const int64_t reals = 2 * a.n, n = reals - first < draw_chunk ? reals - first : draw_chunk;
   const int64_t row = (b * a.steps + s) * reals + first;
   const P keep = T(__builtin_sqrt(a.alpha_bar[s])), add = T(__builtin_sqrt(1 - a.alpha_bar[s]));
-  const T* noise = static_cast<const T*>(a.noise) + row;
-  if (a.draw == 2) {
-    philox_key key = a.key;
-    key.step = uint32_t(a.at[s]);
-    buffer.fill(key, uint64_t(b), 0, first, n, 0.7071067811865475244);
-    noise = buffer.data;
-  }
+  const T* noise = diffusion_noise(a, b, s, reals, first, n, buffer);
   const T* h = static_cast<const T*>(a.h) + b * reals + first;
   T* out = static_cast<T*>(a.out) + row;
   P bad = T(0);
