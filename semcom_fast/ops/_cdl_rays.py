@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._native import require_core
 from ..reference import philox_words
+from . import _checks
 from ._cdl_profiles import OFFSETS, PROFILES, RAYS, Profile
 
 STREAM = 9  # Philox stream of the rays (step 0) and of what else a channel set draws (steps 1, 2, ...)
@@ -46,6 +47,11 @@ def profile_of(name: str) -> tuple[str, Profile]:
     return letter, PROFILES[letter]
 
 
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"cdl_channels: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 class Clusters(NamedTuple):
     """Constants of a profile, float64: powers [C] and normalised delays [C] of the scattered clusters, their ray angles
     (AoD, AoA, ZoD, ZoA) [4,C,20] in radians; power and angles (same order) of the specular path, power 0 without one."""
@@ -77,7 +83,8 @@ def words_of(batch: int, count: int, seed: int, first_item: int, step: int, devi
     """The first `count` Philox words of items first_item .. first_item + batch - 1, int64 [batch,count]."""
     item = torch.arange(first_item, first_item + batch, device=device).unsqueeze(-1)
     quad = torch.arange((count + 3) // 4, device=device).unsqueeze(0)
-    words = philox_words((quad, step, item, STREAM), (seed & _MASK, (seed >> 32) & _MASK))
+    at, stream = (torch.full((), v, dtype=torch.int64, device=device) for v in (step, STREAM))
+    words = philox_words((quad, at, item, stream), (seed & _MASK, (seed >> 32) & _MASK))
     return torch.stack(words, -1).flatten(1)[:, :count]
 
 
@@ -162,7 +169,8 @@ def paths(rays: CDLRays, link: Link, dtype: torch.dtype) -> tuple[Tensor, Tensor
     gains = path_gains(rays, link.frequency).to(dtype)
     tx = progression(rays.aod, rays.zod, link.tx_yaw, link.array, link.wavelengths)
     rx = progression(rays.aoa, rays.zoa, link.rx_yaw, link.array, link.wavelengths)
-    return gains, rx.to(dtype.to_real()), tx.to(dtype.to_real())
+    real = _checks.real_dtype(gains)
+    return gains, rx.to(real), tx.to(real)
 
 
 @functools.lru_cache(maxsize=32)
@@ -211,7 +219,7 @@ def native_paths(
         for end, at, yaw in zip(tables, turned, yaws, strict=True)
     ]
     gains = torch.empty(batch, f, rays, dtype=dtype)
-    rx, tx = torch.empty(2, batch, rays, dtype=dtype.to_real()).unbind(0)
+    rx, tx = torch.empty(2, batch, rays, dtype=_checks.real_dtype(gains)).unbind(0)
     require_core().cpu_cdl_rays(
         dtype is torch.complex128,
         (batch, len(table.powers), f),

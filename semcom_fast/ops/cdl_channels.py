@@ -113,17 +113,12 @@ def _number(name: str, value: float, *, positive: bool) -> float:
     return value
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{_NAME}: {name} must be one of {', '.join(choices)}, got {value!r}")
-
-
 def _reals(name: str, value: float | Tensor, need: str, device: torch.device) -> Tensor:
     """A number or a vector as float64 on the device; on the CPU it must be finite."""
-    t = torch.as_tensor(value, device=device)
+    t = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64, device=device)
     if t.is_complex() or t.ndim > 1:
         raise ValueError(f"{_NAME}: {name} must be a real number or {need}, got {t.dtype} {tuple(t.shape)}")
-    if t.device.type == "cpu" and not bool(torch.isfinite(t).all()):
+    if t.device.type == "cpu" and _checks.readable(t) and not bool(torch.isfinite(t).all()):
         raise ValueError(f"{_NAME}: {name} is not finite")
     return t.double()
 
@@ -209,8 +204,8 @@ def cdl_channels(
     """
     letter, _ = _cdl_rays.profile_of(profile)
     batch, nr, nt = _integer("batch", batch, 0), _integer("nr", nr, 1), _integer("nt", nt, 1)
-    _choice("array", array, _cdl_rays.ARRAYS)
-    _choice("los_phase", los_phase, _cdl_rays.LOS_PHASES)
+    _cdl_rays.require_choice("array", array, _cdl_rays.ARRAYS)
+    _cdl_rays.require_choice("los_phase", los_phase, _cdl_rays.LOS_PHASES)
     if dtype not in _checks.COMPLEX:
         raise TypeError(f"{_NAME}: dtype must be complex64 or complex128, got {dtype}")
     device = torch.device(device)

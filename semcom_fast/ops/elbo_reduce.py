@@ -8,13 +8,14 @@ from torch import Tensor
 
 from .. import reference
 from .._native import require_core
+from ..reference.elbo_reduce import evidence
 from ..reference.levels import Level
 from ..reference.pilot_svd import PilotSVD
 from ..reference.renoise import STREAM
-from ..reference.renoise import draw as drawn_noise
 from . import _checks, _levels, _pilots
 from ._arrays import array_function
 from ._register import Op, reference_vjp
+from .renoise import drawn_noise
 
 if TYPE_CHECKING:
     from jaxtyping import Complex, Float
@@ -48,16 +49,11 @@ def _triton(eps, h, steps, alpha_bar, w, *rest):
     return kernel.run(eps, h, *(t.to(h.device) for t in (steps, alpha_bar, w)), *rest)
 
 
-def _formula(eps, h, steps, alpha_bar, w, yv, u, s, noise_var, tau_index, seed, first_item, noise):
-    """The definition with the op's positional arguments."""
-    return reference.elbo_reduce(
+def _reference(eps, h, steps, alpha_bar, w, yv, u, s, noise_var, tau_index, seed, first_item, noise):
+    out = reference.elbo_reduce(
         eps, h, steps, alpha_bar, w, yv, PilotSVD(u, s, u), noise_var=noise_var, tau=int(steps[tau_index]), seed=seed,
         first_item=first_item, noise=noise,
     )  # fmt: skip
-
-
-def _reference(*args):
-    out = _formula(*args)
     both = torch.stack(out, -1)
     if both.device.type == "cpu" and both.numel() and _checks.readable(both) and not _checks.tolerating_non_finite():
         bad = ~torch.isfinite(both).all(-1)
@@ -75,10 +71,14 @@ def _bad_entry(channel: int, expert: int) -> ValueError:
 def _backward(needs, args, outs, grads):
     if any(needs[2:5]) or any(needs[6:9]):
         raise NotImplementedError(f"semcom_fast.{_NAME} has no derivative in the schedule, the pilots or noise_var")
-    made = list(args)
-    if args[12] is None:
-        made[12] = drawn_noise(args[1], args[2], args[10], args[11])
-    return reference_vjp(_formula, made, needs, grads)
+    noise = args[12]
+    if noise is None:
+        noise = drawn_noise(args[1].detach(), args[2], args[10], args[11])
+
+    def formula(eps, h, steps, alpha_bar, w, yv, u, s, noise_var, tau_index, seed, first_item, noise):
+        return evidence(eps, h, noise, alpha_bar, w, yv, u, s, noise_var, tau_index)
+
+    return reference_vjp(formula, (*args[:12], noise), needs, grads)
 
 
 def _fake(eps, h, *rest):

@@ -50,6 +50,8 @@ def _reference(h, steps, alpha_bar, seed, first_item, noise) -> Tensor:
 
 
 def _backward(needs, args, outs, grads):
+    if needs[2]:
+        raise NotImplementedError(f"semcom_fast.{_NAME} has no derivative in alpha_bar; detach it")
     bar = args[2].to(grads[0].device)[:, None, None]
     real = _checks.real_dtype(grads[0])
     d_h = (bar.sqrt().to(real) * grads[0]).sum(1) if needs[0] else None
@@ -65,6 +67,12 @@ _op = Op(
     vmap="rows",
     packet_args=lambda a: (*a[:3], _levels.int_tensor(a[3], a[0].device), *a[4:]),
 )
+
+
+def drawn_noise(h: Tensor, steps: Tensor, seed: int | Tensor | None, first_item: int) -> Tensor:
+    """The CN(0, 1) that the op adds to h [B,Nr,Nt] at `steps` [S]: [B,S,Nr,Nt]."""
+    nothing_left = torch.zeros(steps.shape, dtype=torch.float64, device=steps.device)
+    return _op(torch.zeros_like(h), steps, nothing_left, seed, first_item, None)
 
 
 @array_function

@@ -3,19 +3,29 @@
 from .priors import GaussianChannelPrior
 from .pvd import PVD, DivergedError, PVDConfig, PVDLevel, PVDResult
 from .schedules import SigmoidSchedule
+from .vb_moe import VBMoE, VBMoEResult
+from .vb_moe_config import VBMoEConfig, VBMoETables, linear_schedule
+from .vb_moe_experts import Expert, ExpertBank
 from .waterfill_config import WaterfillConfig, WaterfillTables
 from .waterfill_ddim import WaterfillDDIM, WaterfillStep
 
 __all__ = [
     "PVD",
     "DivergedError",
+    "Expert",
+    "ExpertBank",
     "GaussianChannelPrior",
     "PVDConfig",
     "PVDLevel",
     "PVDResult",
     "SigmoidSchedule",
+    "VBMoE",
+    "VBMoEConfig",
+    "VBMoEResult",
+    "VBMoETables",
     "WaterfillConfig",
     "WaterfillDDIM",
     "WaterfillStep",
     "WaterfillTables",
+    "linear_schedule",
 ]

@@ -1,10 +1,12 @@
-"""The updates of a diffusion loop as one CUDA graph, replayed: no Python, no launch overhead, no wait for the host.
+"""Diffusion loops as CUDA graphs, replayed: no Python, no launch overhead, no wait for the host.
 
-What changes from update to update (levels, guidance weights, solver ratios, noise, the Philox step) is read from device
-tables at a counter on the device, which the update's last kernel advances; everything else has a fixed address.
+StepGraph holds one update of water-filling and replays it once per step; Replays keeps whole chains of a receiver that is
+called again and again. In a StepGraph, what changes from update to update (levels, guidance weights, solver ratios, noise,
+the Philox step) is read from device tables at a counter on the device, which the update's last kernel advances; everything
+else has a fixed address.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,3 +140,70 @@ class StepGraph:
                     tick()
         self.fading.f = self.state
         return self.g
+
+
+def why_not_chain(state: Tensor) -> str | None:
+    """None where a chain of `pilot_posterior_step` on this state can be captured, else the reason."""
+    if state.device.type != "cuda":
+        return f"the channels are on {state.device} and a CUDA graph needs a CUDA device"
+    backend = _backend.select("pilot_posterior_step", OPS["pilot_posterior_step"].homes, state.device)
+    return (
+        None if backend in ("triton", "cuda") else f"the {backend} backend is selected, whose ops may wait for the host"
+    )
+
+
+class _Replay:
+    """One function of tensors on static inputs, recorded."""
+
+    def __init__(self, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], recorder: Callable) -> None:
+        self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in inputs]
+        self.out: tuple[Tensor, ...] = ()
+
+        def update() -> None:
+            self.out = body(*self.inputs)
+
+        self.replay = recorder(update)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        for static, given in zip(self.inputs, inputs, strict=True):
+            static.copy_(given)
+        self.replay()
+        return tuple(t.clone() for t in self.out)
+
+
+class Replays:
+    """Functions of tensors as CUDA graphs: recorded at the second use of a key, replayed from then on.
+
+    The first use runs as it is, which readies everything a capture must not set up and spares what comes only once. A
+    graph holds addresses of whatever else its body reads (networks, tables): keep those where they are.
+
+    Args:
+        limit: graphs kept; the one unused for longest goes first.
+        recorder: the capture; a machine without a GPU can pass one that returns its argument.
+    """
+
+    def __init__(self, limit: int = 32, recorder: Callable[[Callable[[], None]], Callable[[], None]] = record) -> None:
+        self.limit, self.recorder = limit, recorder
+        self.kept: dict[Any, _Replay | None] = {}
+
+    def __call__(
+        self, key: Any, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """body(*inputs), where body depends on nothing but `key` and the inputs."""
+        key = (key, tuple((t.shape, t.dtype, t.device) for t in inputs))
+        device = inputs[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            if key not in self.kept:
+                self._keep(key, None)
+                return body(*inputs)
+            found = self.kept.pop(key)
+            if found is None:
+                found = _Replay(body, inputs, self.recorder)
+            self._keep(key, found)
+            return found(inputs)
+
+    def _keep(self, key: Any, found: "_Replay | None") -> None:
+        """As the latest; drops the oldest beyond `limit`."""
+        self.kept[key] = found
+        while len(self.kept) > self.limit:
+            del self.kept[next(iter(self.kept))]

@@ -15,6 +15,29 @@ def energy(z: Tensor) -> Tensor:
     return torch.view_as_real(z.resolve_conj()).double().square().sum((-3, -2, -1))
 
 
+def evidence(
+    eps: Tensor,
+    h: Tensor,
+    noise: Tensor,
+    alpha_bar: Tensor,
+    w: Tensor,
+    yv: Tensor,
+    u: Tensor,
+    s: Tensor,
+    noise_var: Level,
+    tau_index: int,
+) -> tuple[Tensor, Tensor]:
+    """L and D of given noise [B,S,Nr,Nt]; alpha_bar and w [S], and step `tau_index` of them is tau."""
+    miss = noise.unsqueeze(2) - eps  # [B,S,E,Nr,Nt]
+    likelihood = -(w.to(h.device)[:, None] * energy(miss)).sum(1)
+    bar = alpha_bar[tau_index].to(h.device)
+    denoised = h.unsqueeze(1) + ((1 - bar) / bar).sqrt().to(h.real.dtype) * miss[:, tau_index]
+    u, s = (t if t.ndim == k else t.unsqueeze(1) for t, k in ((u, 2), (s, 1)))
+    residual = yv.unsqueeze(1) - denoised @ u * s.unsqueeze(-2)
+    data = -energy(residual) / align_left(noise_var, 2, h.device)
+    return likelihood.to(h.real.dtype), data.to(h.real.dtype)
+
+
 def elbo_reduce(
     eps: Tensor,
     h: Tensor,
@@ -35,12 +58,6 @@ def elbo_reduce(
     if noise is None:
         assert seed is not None
         noise = draw(h, steps, seed, first_item)
-    miss = noise.unsqueeze(2) - eps  # [B,S,E,Nr,Nt]
-    likelihood = -(table_entries(w, steps)[:, None] * energy(miss)).sum(1)
     at = int((steps == tau).nonzero()[0])
-    bar = table_entries(alpha_bar, steps)[at]
-    denoised = h.unsqueeze(1) + ((1 - bar) / bar).sqrt().to(h.real.dtype) * miss[:, at]
-    u, s = (t if t.ndim == k else t.unsqueeze(1) for t, k in ((svd.u, 2), (svd.s, 1)))
-    residual = yv.unsqueeze(1) - denoised @ u * s.unsqueeze(-2)
-    data = -energy(residual) / align_left(noise_var, 2, h.device)
-    return likelihood.to(h.real.dtype), data.to(h.real.dtype)
+    tables = table_entries(alpha_bar, steps), table_entries(w, steps)
+    return evidence(eps, h, noise, *tables, yv, svd.u, svd.s, noise_var, at)
