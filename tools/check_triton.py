@@ -32,10 +32,15 @@ except ImportError as err:
 
 from semcom_fast.triton import (
     _variants,
+    cdl_channels,
+    dirichlet_responsibilities,
+    elbo_reduce,
     philox_normal,
+    pilot_posterior_step,
     power_normalise,
     pvd_calibrate,
     pvd_update,
+    renoise,
     waterfill_equalise,
     waterfill_inject,
     waterfill_step,
@@ -50,6 +55,7 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler, among the keywords of a launch
 COLUMNS = ["kernel", "dtype", "arch", "warps", "regs", "stack", "spills", "shared", "load", "store", "fp64", "instr"]
 
 
@@ -75,6 +81,11 @@ def record() -> list[tuple[str, str, object, tuple, dict]]:
         (waterfill_inject, ["kernel"]),
         (waterfill_step, ["kernel"]),
         (waterfill_step_authors, ["kernel", "scale_kernel"]),
+        (pilot_posterior_step, ["kernel"]),
+        (renoise, ["kernel"]),
+        (elbo_reduce, ["kernel", "finish_kernel"]),
+        (dirichlet_responsibilities, ["kernel"]),
+        (cdl_channels, ["kernel"]),
     ):
         for name in names:
             setattr(module, name, Recorder(getattr(module, name), log))
@@ -90,8 +101,8 @@ def record() -> list[tuple[str, str, object, tuple, dict]]:
 
 
 def compile_variant(fn, args: tuple, kwargs: dict, arch: int):
-    options = {"num_warps": kwargs["num_warps"]}
-    values = dict(zip(fn.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k != "num_warps"}
+    options = {k: kwargs[k] for k in OPTIONS if k in kwargs}
+    values = dict(zip(fn.arg_names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
     signature, constants, attributes = {}, {}, {}
     for i, param in enumerate(fn.params):
         value = values[param.name]

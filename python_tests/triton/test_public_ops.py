@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import vb_cases as cases
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'semcom-fast[triton]'")
 
@@ -127,3 +128,38 @@ def test_waterfill_step_authors(base, renorm, both):
         return *(t.detach() for t in new), grad
 
     _same(both(step))
+
+
+def _mixture(device, dtype=torch.complex64):
+    c = cases.elbo_state(2, 2, 3, 3, 6, 5, dtype=dtype)
+    moved = {k: getattr(c, k).to(device) for k in ("h", "eps", "yv", "table", "weights")}
+    return c.steps, type(c.svd)(*(t.to(device) for t in c.svd)), moved
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_expert_mixture(dtype, both):
+    """One step, one evidence pass and its responsibilities as the loop calls them; levels per channel, host steps."""
+
+    def step(device):
+        steps, svd, c = _mixture(device, dtype)
+        var = torch.tensor([0.3, 2.0], dtype=torch.float64, device=device)
+        h = c["h"].requires_grad_()
+        weights = torch.softmax(torch.arange(6, device=device, dtype=dtype.to_real()).reshape(2, 3), 1)
+        levels = {"noise_var": var, "alpha_bar": 0.4, "beta": 0.05, "lam": var}
+        new = sf.pilot_posterior_step(h, c["eps"][:, 0], weights, c["yv"], svd, **levels, lik="x0")
+        (grad,) = torch.autograd.grad((new.abs() ** 2).sum(), h)
+        new = new.detach()
+        noisy = sf.renoise(new, steps, c["table"], seed=3, first_item=7)
+        evidence = sf.elbo_reduce(
+            c["eps"], new, steps, c["table"], c["weights"], c["yv"], svd, noise_var=var, tau=steps[1], seed=3,
+            first_item=7,
+        )  # fmt: skip
+        rho, gamma = sf.dirichlet_responsibilities(*(0.01 * t for t in evidence), 1.0, eta=0.5)
+        return new, grad, noisy, *evidence, rho, gamma, sf.dirichlet_responsibilities(*evidence, 0.5, shared=True)[1]
+
+    _same(both(step))
+
+
+def test_cdl_channels(both):
+    draw = {"nr": 3, "nt": 5, "seed": 1, "first_item": 2}
+    _same(both(lambda device: (sf.cdl_channels("CDL-C", 2, **draw, device=device),)))

@@ -7,10 +7,15 @@ from typing import Any
 import torch
 
 from . import (
+    cdl_channels,
+    dirichlet_responsibilities,
+    elbo_reduce,
     philox_normal,
+    pilot_posterior_step,
     power_normalise,
     pvd_calibrate,
     pvd_update,
+    renoise,
     waterfill_equalise,
     waterfill_inject,
     waterfill_step,
@@ -117,6 +122,38 @@ def _waterfill(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
         yield name, functools.partial(waterfill_equalise.run, y, h, 0.1)
 
 
+_CHANNELS = ((16, 64, 38), (4, 16, 8), (3, 7, 5), (16, 100, 64))  # Nr, Nt, r: the paper's, small, odd, several tiles
+
+
+def _mixture(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    """The kernels of the expert mixture at one size; levels in device tensors as the loop passes them."""
+    nr, nt, rank = size
+    ones = functools.partial(torch.ones, dtype=dtype, device=device)
+    reals = functools.partial(torch.ones, dtype=dtype.to_real(), device=device)
+    flag, cell = (torch.zeros(n, dtype=torch.int64, device=device) for n in ((1,), ()))
+    items, bars = (torch.full((n,), 0.5, dtype=torch.float64, device=device) for n in (2, 8))
+    steps = torch.ones(8, dtype=torch.int64, device=device)
+    h, pilots = ones(2, nr, nt), (ones(2, nr, rank), ones(nt, rank), reals(rank))
+    tag, counter = "x".join(map(str, size)), cell.new_zeros(2)
+    experts = (h, ones(2, 4, nr, nt), reals(2, 4), *pilots, items)
+    for x0 in (False, True):
+        lik = "x0" if x0 else "dmps"
+        step = functools.partial(pilot_posterior_step.run, *experts, bars[0], bars[0], items, x0, flag=flag)
+        yield f"pilot_posterior_step {tag} {lik}", step
+        step = functools.partial(pilot_posterior_step.run, *experts[:6], 0.1, 0.5, 0.1, 1.0, x0)
+        yield f"pilot_posterior_step {tag} {lik}, numbers", step
+        step = functools.partial(pilot_posterior_step.run_table, *experts, bars, bars, counter, items, x0, flag=flag)
+        yield f"pilot_posterior_step {tag} {lik}, table", step
+    eps = ones(2, 8, 4, nr, nt)
+    draws: dict[str, dict[str, Any]] = {"draw": {"seed": cell}, "explicit noise": {"noise": eps[:, :, 0].contiguous()}}
+    for name, draw in draws.items():
+        yield f"renoise {tag} {name}", functools.partial(renoise.run, h, steps, bars, **draw, flag=flag)
+        evidence = functools.partial(elbo_reduce.run, eps, h, steps, bars, bars, *pilots, items, 0, **draw, flag=flag)
+        yield f"elbo_reduce {tag} {name}", evidence
+    rays = reals(2, 460)
+    yield f"cdl_channels {nr}x{nt}", functools.partial(cdl_channels.run, ones(2, 460), rays, rays, nr, nt, flag=flag)
+
+
 def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)) -> Iterator[Call]:
     """(description, thunk that launches one variant on `device`)."""
     for dtype in dtypes:
@@ -136,4 +173,13 @@ def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32
         pair = torch.ones((2, 2), dtype=dtype, device=device)
         one = torch.ones(2, dtype=dtype, device=device)
         yield from _waterfill(dtype, device)
+        for size in _CHANNELS:
+            yield from _mixture(size, dtype.to_complex(), device)
+        for experts in (4, 300):
+            terms = [torch.ones((5, experts), dtype=dtype, device=device)] * 4
+            flag = torch.zeros(1, dtype=torch.int64, device=device)
+            yield (
+                f"dirichlet_responsibilities {experts}",
+                functools.partial(dirichlet_responsibilities.run, *terms, flag=flag),
+            )
         yield "pvd_calibrate", functools.partial(pvd_calibrate.run, 1.0, pair, pair, one, 1.0, 4, 96)

@@ -83,10 +83,8 @@ def _rotate(quadrant, c, s):
 
 
 @triton.jit
-def angle32(word):
-    """(cos, sin) of 2 pi u in float32; minimax polynomials in t^2 on |t| <= 1, t = angle/(pi/4) exact."""
-    quadrant, f = _octant(word)
-    t = f.to(tl.float32) * 2.384185791015625e-7  # 2^-22
+def octant32(t):
+    """(cos, sin) of t pi/4 in float32; minimax polynomials in t^2 on |t| <= 1."""
     x = t * t
     s = tl.fma(x, -3.59545075197346546e-5, 2.49000712673802193e-3)
     s = tl.fma(s, x, -0.0807454348301190725)
@@ -95,6 +93,14 @@ def angle32(word):
     c = tl.fma(c, x, 0.015854327751742998)
     c = tl.fma(c, x, -0.30842513583834521)
     c = tl.fma(c, x, 1.0)
+    return c, s
+
+
+@triton.jit
+def angle32(word):
+    """(cos, sin) of 2 pi u in float32; t = angle/(pi/4) is exact."""
+    quadrant, f = _octant(word)
+    c, s = octant32(f.to(tl.float32) * 2.384185791015625e-7)  # 2^-22
     return _rotate(quadrant, c, s)
 
 
@@ -106,10 +112,8 @@ def radius64(word):
 
 
 @triton.jit
-def angle64(word):
-    """(cos, sin) of 2 pi u in float64; own polynomials, since the library's cosine keeps a stack frame."""
-    quadrant, f = _octant(word)
-    t = f.to(tl.float64) * 2.384185791015625e-7
+def octant64(t):
+    """(cos, sin) of t pi/4 in float64, |t| <= 1; own polynomials, since the library's cosine keeps a stack frame."""
     x = t * t
     s = x * -2.02259165217809338e-14 + 6.94815415049404162e-12
     s = s * x + -1.75724742053048137e-9
@@ -125,7 +129,31 @@ def angle64(word):
     c = c * x + 0.0158543442438154458
     c = c * x + -0.308425137534042455
     c = c * x + 1.0
+    return c, s
+
+
+@triton.jit
+def angle64(word):
+    """(cos, sin) of 2 pi u in float64."""
+    quadrant, f = _octant(word)
+    c, s = octant64(f.to(tl.float64) * 2.384185791015625e-7)
     return _rotate(quadrant, c, s)
+
+
+@triton.jit
+def turn(cycles, times):
+    """(cos, sin) of 2 pi cycles*times in the dtype of both, for products below 2^20 turns; only `times` must be exact.
+
+    The product is reduced before it is rounded: a fused multiply-add leaves what exceeds the nearest quarter turn.
+    """
+    four = 4.0 * cycles
+    near = tl.floor(four * times + 0.5)
+    t = 2.0 * tl.fma(four, times, -near)
+    if cycles.dtype == tl.float64:
+        c, s = octant64(t)
+    else:
+        c, s = octant32(t)
+    return _rotate(near.to(tl.int32), c, s)
 
 
 @triton.jit
