@@ -280,3 +280,43 @@ def responsibilities_softmax(evidence: Tensor, data: Tensor):
     score = evidence + torch.digamma(gamma) - torch.digamma(gamma.sum(1, keepdim=True)) + data
     rho = torch.softmax(score, 1)
     return rho, gamma + rho
+
+
+def _steering(turns: Tensor, n: int) -> Tensor:
+    """exp(j 2 pi turns (i - (n-1)/2)), [B,R] -> [B,R,n]."""
+    phase = turns.unsqueeze(-1) * (2 * math.pi * (torch.arange(n, device=turns.device) - (n - 1) / 2))
+    return torch.polar(torch.ones_like(phase), phase)
+
+
+def cdl_matmul(gains: Tensor, rx: Tensor, tx: Tensor, nr: int, nt: int):
+    """One batched product of steering matrices, the gains folded into the smaller."""
+    return (_steering(rx, nr) * gains.unsqueeze(-1)).mT @ _steering(tx, nt)
+
+
+def cdl_einsum(gains: Tensor, rx: Tensor, tx: Tensor, nr: int, nt: int):
+    return torch.einsum("br,bri,brj->bij", gains, _steering(rx, nr), _steering(tx, nt))
+
+
+def cdl_powers(gains: Tensor, rx: Tensor, tx: Tensor, nr: int, nt: int):
+    """Steering matrices by running products of one phasor per ray instead of a sine and cosine per entry."""
+    sides = []
+    for turns, n in ((rx, nr), (tx, nt)):
+        step = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).unsqueeze(-1).expand(*turns.shape, n).clone()
+        step[..., 0] = torch.polar(torch.ones_like(turns), -math.pi * (n - 1) * turns)
+        sides.append(step.cumprod(-1))
+    return (sides[0] * gains.unsqueeze(-1)).mT @ sides[1]
+
+
+def cdl_draw(tables, batch: int, nr: int, nt: int):
+    """A draw with torch's generator: random phases, offsets coupled by sorting, then the best of the products above.
+
+    tables: amplitude and delay phasor per cluster [C], ray angles (AoD, AoA, ZoD, ZoA) [4,C,20].
+    """
+    factors, angles = tables
+    clusters = factors.shape[0]
+    order = torch.rand(4, batch, clusters, 20).argsort(-1)
+    aod, aoa, zod, zoa = angles.unsqueeze(1).expand(4, batch, clusters, 20).gather(-1, order).flatten(2)
+    phase = torch.rand(batch, clusters, 20) * (2 * math.pi)
+    gains = (torch.polar(torch.ones_like(phase), phase) * factors.unsqueeze(-1)).flatten(1)
+    rx, tx = (0.5 * zenith.sin() * azimuth.sin() for azimuth, zenith in ((aoa, zoa), (aod, zod)))
+    return cdl_matmul(gains, rx, tx, nr, nt)

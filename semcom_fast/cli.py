@@ -13,6 +13,7 @@ from .errors import BackendUnavailable, MissingExtra
 # Systems by name; each module has COMMANDS: verb -> (add arguments to a parser, execute them).
 SYSTEMS = {
     "blind-mimosc": "semcom_fast.systems.blind_mimosc.commands",
+    "dm-vb": "semcom_fast.systems.dm_vb.commands",
     "mu-mimo": "semcom_fast.systems.mu_mimo.commands",
     "sgd-jscc": "semcom_fast.systems.sgd_jscc.commands",
 }

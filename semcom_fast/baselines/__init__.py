@@ -1,13 +1,24 @@
 """What the receivers are compared with."""
 
+from .gaussian_mixture import GaussianEstimator, GaussianMixtureEstimator, Moments, pooled_moments, sample_moments
+from .lasso import LassoInfo, lasso_channel
 from .lmmse import gaussian_pilots, lmmse_pilot_channel, oracle_lmmse_channel, orthogonal_pilots, pilot_lmmse_nmse
+from .rls import rls_channel
 from .wiener import WienerDenoiser
 
 __all__ = [
+    "GaussianEstimator",
+    "GaussianMixtureEstimator",
+    "LassoInfo",
+    "Moments",
     "WienerDenoiser",
     "gaussian_pilots",
+    "lasso_channel",
     "lmmse_pilot_channel",
     "oracle_lmmse_channel",
     "orthogonal_pilots",
     "pilot_lmmse_nmse",
+    "pooled_moments",
+    "rls_channel",
+    "sample_moments",
 ]
