@@ -4,11 +4,14 @@ import warnings
 
 import pytest
 import torch
+import vb_calls
+import waterfill_calls
 from sf_testing import draw, within
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import semcom_fast as sf
+from semcom_fast.ops._register import OPS as REGISTERED
 
 OPS = torch.ops.semcom_fast
 DTYPES = (torch.complex64, torch.complex128)
@@ -16,26 +19,6 @@ DTYPES = (torch.complex64, torch.complex128)
 
 def _scalar(v, dtype=torch.float64):
     return torch.tensor(v, dtype=dtype)
-
-
-def _waterfill_samples(dtype, seed, step):
-    g, x0, f, noise, uncond, prev = (draw(3, 2, 6, seed=i, dtype=dtype.to_real()) for i in range(6))
-    d = draw(3, 2, 3, seed=7, dtype=dtype.to_real()).abs().clamp(max=1)
-    levels = _scalar(0.7), _scalar(0.5)
-    each = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64), torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64)
-    noisy, weight = torch.full_like(d, 0.9), torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
-    return {
-        "waterfill_equalise": [(draw(3, 2, 4, seed=8, dtype=dtype), draw(3, 2, 1, seed=9, dtype=dtype), weight)],
-        "waterfill_inject": [(f, torch.cat([d, d / 2], -1), None, levels[0], seed, step, 5)],
-        "waterfill_step": [
-            (g, x0, f, d, uncond, None, noise, *each, weight, None, None, step, 5),
-            (g, x0, f, noisy, uncond, prev, None, *levels, weight, weight, seed, step, 0),
-        ],
-        "waterfill_step_authors": [
-            (f, g, d, x0, None, *levels, "amplitude", True, "own", seed, step, 5),
-            (f, g, d, x0, noise, *each, "variance", False, "common", None, step, 0),
-        ],
-    }
 
 
 def _packet_samples(dtype):
@@ -98,7 +81,9 @@ def _packet_samples(dtype):
             (streams, draw(6, 2, seed=16, dtype=real)[:, None], draw(5, seed=17, dtype=torch.float64), 1),
             (streams, draw(6, 3, 2, seed=18, dtype=real), draw(5, seed=17, dtype=torch.float64), 2),
         ],
-        **_waterfill_samples(dtype, seed, step),
+        "cdl_channels": [(s[0][0], *(draw(3, 4, seed=i, dtype=real) for i in (19, 20)), 3, 2)],
+        **waterfill_calls.samples(dtype, seed, step),
+        **vb_calls.samples(dtype, seed),
     }
 
 
@@ -119,8 +104,9 @@ def test_opcheck(name, dtype, grad):
     """Schema, autograd registration, fake tensors and aot dispatch with dynamic shapes."""
     for args in _packet_samples(dtype)[name]:
         # levels, seeds and steps are not differentiated here; opcheck compares gradients of the operands
-        given = [a.clone().requires_grad_(grad and a.ndim > 0 and (a.is_complex() or a.is_floating_point()))
-                 if isinstance(a, torch.Tensor) else a for a in args]  # fmt: skip
+        given = [a.clone().requires_grad_(grad and i not in vb_calls.CONSTANT.get(name, ()) and a.ndim > 0 and
+                                          (a.is_complex() or a.is_floating_point()))
+                 if isinstance(a, torch.Tensor) else a for i, a in enumerate(args)]  # fmt: skip
         torch.library.opcheck(getattr(OPS, name).default, tuple(given))
 
 
@@ -164,6 +150,15 @@ def test_dispatcher_equals_eager(name):
         "waterfill_step_authors": lambda f, g, d, x, n, t, s, u, r, b, k, i, j: sf.waterfill_step_authors(
             f, g, d, x, t, s, seed=k, step=i, first_item=j
         ),
+        "cdl_channels": REGISTERED["cdl_channels"],
+        "pilot_posterior_step": lambda h, e, w, y, u, s, n, a, b, lam, x0: sf.pilot_posterior_step(
+            h, e, w, y, sf.PilotSVD(u, s, u), noise_var=n, alpha_bar=a, beta=b, lam=lam, lik="x0" if x0 else "dmps"
+        ),
+        "renoise": lambda h, t, a, k, f, n: sf.renoise(h, t, a, seed=k, first_item=f, noise=n),
+        "elbo_reduce": lambda e, h, t, a, w, y, u, s, v, i, k, f, n: sf.elbo_reduce(
+            e, h, t, a, w, y, sf.PilotSVD(u, s, u), noise_var=v, tau=int(t[i]), seed=k, first_item=f, noise=n
+        ),
+        "dirichlet_responsibilities": lambda L, D, p, g, eta: sf.dirichlet_responsibilities(L, D, p, gamma=g, eta=eta),
     }
     want, got = public[name](*args), getattr(OPS, name)(*args)
     for a, b in zip(*(v if isinstance(v, tuple) else (v,) for v in (want, got)), strict=False):
@@ -200,18 +195,9 @@ PUBLIC = {
     "lmmse_equalise": lambda y, h, x: (lambda s, n: s + n)(*sf.lmmse_equalise(y[:, None, ..., 0] * 2, h, 0.3)),
     "lmmse_channel": lambda y, h, x: sf.lmmse_channel(y[:, None], x, 0.3, x @ x.mH + torch.eye(2)) + h,
     "cir_to_ofdm": lambda y, h, x: sf.cir_to_ofdm(x, x.real, y[0, 0, 0].real.detach().double(), frequency_dim=1) * 2,
-    "waterfill": lambda y, h, x: _denoise(y, h[:, 0, ..., :1]),
+    "waterfill": lambda y, h, x: waterfill_calls.denoise(y, h[:, 0, ..., :1]),
+    "estimation": lambda y, h, x: vb_calls.estimate(y[:, 0, :, :3], h[:, 0], x),
 }
-
-
-def _denoise(y, h):
-    """Equalise, inject, a guided step with a level per item and the published variant, beside complex arithmetic."""
-    f, d = sf.waterfill_equalise(y, h, 0.3)
-    x0, level = f * d.repeat(1, 1, 1, 2), d.detach().mean((1, 2, 3))
-    g = sf.waterfill_inject(f, d, level, seed=3)
-    g = sf.waterfill_step(g, x0, f, d, level, 0.5 * level, x0_uncond=0.5 * x0, guidance=3.0, seed=3, step=1)
-    f, g = sf.waterfill_step_authors(f, g, d, x0, level, 0.5 * level, seed=3, step=2)
-    return torch.complex(*(f + g).chunk(2, -1)) * d + y
 
 
 def _precode(y, h, alpha):
@@ -246,6 +232,7 @@ DOUBLE_ONLY = (
     "lmmse_channel",
     "cir_to_ofdm",
     "waterfill",
+    "estimation",
 )  # slow to trace, and no other branch in complex64
 
 

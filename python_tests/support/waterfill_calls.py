@@ -130,3 +130,34 @@ def one_of_each(ops, t: dict[str, Tensor], dtype: torch.dtype | None = None) -> 
         "authors f": state,
         "authors g": g,
     }
+
+
+def samples(dtype: torch.dtype, seed: Tensor, step: Tensor) -> dict:
+    """Positional arguments of the registered ops; `dtype` is complex."""
+    g, x0, f, noise, uncond, prev = (draw(3, 2, 6, seed=i, dtype=dtype.to_real()) for i in range(6))
+    d = draw(3, 2, 3, seed=7, dtype=dtype.to_real()).abs().clamp(max=1)
+    levels = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    each = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64), torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64)
+    noisy, weight = torch.full_like(d, 0.9), torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
+    return {
+        "waterfill_equalise": [(draw(3, 2, 4, seed=8, dtype=dtype), draw(3, 2, 1, seed=9, dtype=dtype), weight)],
+        "waterfill_inject": [(f, torch.cat([d, d / 2], -1), None, levels[0], seed, step, 5)],
+        "waterfill_step": [
+            (g, x0, f, d, uncond, None, noise, *each, weight, None, None, step, 5),
+            (g, x0, f, noisy, uncond, prev, None, *levels, weight, weight, seed, step, 0),
+        ],
+        "waterfill_step_authors": [
+            (f, g, d, x0, None, *levels, "amplitude", True, "own", seed, step, 5),
+            (f, g, d, x0, noise, *each, "variance", False, "common", None, step, 0),
+        ],
+    }
+
+
+def denoise(y: Tensor, h: Tensor) -> Tensor:
+    """Equalise, inject, a guided step with a level per item and the published variant, beside complex arithmetic."""
+    f, d = sf.waterfill_equalise(y, h, 0.3)
+    x0, level = f * d.repeat(1, 1, 1, 2), d.detach().mean((1, 2, 3))
+    g = sf.waterfill_inject(f, d, level, seed=3)
+    g = sf.waterfill_step(g, x0, f, d, level, 0.5 * level, x0_uncond=0.5 * x0, guidance=3.0, seed=3, step=1)
+    f, g = sf.waterfill_step_authors(f, g, d, x0, level, 0.5 * level, seed=3, step=2)
+    return torch.complex(*(f + g).chunk(2, -1)) * d + y
