@@ -47,6 +47,9 @@ struct scalar2 {
 
 #if !defined(__CUDA_ARCH__)
 
+// The first n lanes, n <= 16, as bits.
+SF_HD uint32_t low_bits(int n) { return (1u << n) - 1; }
+
 // {0, 1, ..., N-1} as template arguments, for shuffles.
 template <int... I>
 struct int_list {};
@@ -137,8 +140,8 @@ struct pack {
   // The first n lanes; the others read as zero and are not written. Memory past them is never touched.
   SF_HD static pack load_first(const T* p, int n) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) return pack((V)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
-    if constexpr (sizeof(V) == 64 && sizeof(T) == 8) return pack((V)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) return pack((V)_mm512_maskz_loadu_ps(__mmask16(low_bits(n)), p));
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 8) return pack((V)_mm512_maskz_loadu_pd(__mmask8(low_bits(n)), p));
 #endif
     V r = V{};
     for (int i = 0; i < n; ++i) r[i] = p[i];
@@ -146,10 +149,8 @@ struct pack {
   }
   SF_HD void store_first(T* p, int n) const {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(V) == 64 && sizeof(T) == 4)
-      return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
-    if constexpr (sizeof(V) == 64 && sizeof(T) == 8)
-      return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16(low_bits(n)), (__m512)v);
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 8) return _mm512_mask_storeu_pd(p, __mmask8(low_bits(n)), (__m512d)v);
 #endif
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }

@@ -16,8 +16,8 @@ inline namespace SF_NS {
 
 template <class T>
 struct ray_sum {
-  static constexpr int W = native_width<T>, RB = 64;        // rays of a block: its tables stay in the first cache
-  static constexpr int TJ = W * sizeof(T) == 64 ? 4 : 2;    // columns of a tile: four accumulators each
+  static constexpr int W = native_width<T>, RB = 64;      // rays of a block: its tables stay in the first cache
+  static constexpr int TJ = W * sizeof(T) == 64 ? 4 : 2;  // columns of a tile: four accumulators each
   using P = pack<T, W>;
   using C = cx<P>;
   cdl_args& a;

@@ -1,9 +1,8 @@
-// Rays of the 38.901 clustered delay line: Philox words to phases and couplings, and from the tables of a profile to the
-// gains and the phase progressions that cdl_channels sums.
+// Rays of the 38.901 clustered delay line: Philox words to phases and couplings, and from the tables of a profile to
+// the gains and the phase progressions that cdl_channels sums.
 #include <stdlib.h>
 
-#include "../common/kernels.hpp"
-#include "../common/philox.hpp"
+#include "draws.hpp"
 #include "parallel.hpp"
 #include "turns.hpp"
 
@@ -31,8 +30,7 @@ struct ray_draw {
 
   // Words 4 c .. 4 c + 3 of counter c, from the first on.
   void words(uint64_t item, int64_t counters_needed, uint32_t* out) const {
-    const philox_counter at{uint32_t(a.key.seed), uint32_t(a.key.seed >> 32), a.key.step,
-                            uint32_t(a.key.first_item + item), a.key.stream};
+    const philox_counter at = counter_of(a.key, item);
     for (int64_t c = 0; c < counters_needed; c += N) {
       uint32_t w[4 * N];
       philox_words<N>(at, consecutive<N>(uint64_t(c)), w);
@@ -93,7 +91,8 @@ struct ray_draw {
     if (a.los_random) phases(w + last * 4, z);
     rx[last] = T(a.rx_end.zenith[last] * (a.rx_end.sine[last] * rx_yaw[0] - a.rx_end.cosine[last] * rx_yaw[1]));
     tx[last] = T(a.tx_end.zenith[last] * (a.tx_end.sine[last] * tx_yaw[0] - a.tx_end.cosine[last] * tx_yaw[1]));
-    for (int64_t f = 0; f < a.f; ++f) gain(gains + 2 * (f * rays + last), a.factors + 2 * (f * (c_end + 1) + c_end), z[0]);
+    for (int64_t f = 0; f < a.f; ++f)
+      gain(gains + 2 * (f * rays + last), a.factors + 2 * (f * (c_end + 1) + c_end), z[0]);
   }
 
   void run() const {

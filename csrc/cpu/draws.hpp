@@ -13,6 +13,12 @@ inline int64_t chunk_grain(int64_t reals_per_item) {
   return 16 * draw_chunk / (reals_per_item < draw_chunk ? reals_per_item + 1 : draw_chunk) + 1;
 }
 
+// The counter of an item's draw, but for its word 0.
+SF_HD philox_counter counter_of(const philox_key& key, uint64_t item, int64_t sample = 0) {
+  return {uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
+          uint32_t(key.stream + 16 * sample)};
+}
+
 template <class T>
 struct draw_buffer {
   T data[draw_chunk + 64] __attribute__((aligned(64)));
@@ -21,9 +27,7 @@ struct draw_buffer {
   template <class Between = nothing_between>
   void fill(const philox_key& key, uint64_t item, int64_t sample, int64_t first, int64_t n, double scale,
             const Between& between = {}) {
-    const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
-                            uint32_t(key.stream + 16 * sample)};
-    normals(at, uint64_t(first) / 4, (n + 3) / 4, T(scale), data, between);
+    normals(counter_of(key, item, sample), uint64_t(first) / 4, (n + 3) / 4, T(scale), data, between);
   }
 };
 

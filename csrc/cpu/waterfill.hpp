@@ -60,7 +60,7 @@ struct waiting_bits {
     const int64_t at = first + 4;
     return at % 64 ? words[at / 64] >> at % 64 | words[at / 64 + 1] << (64 - at % 64) : words[at / 64];
   }
-  uint32_t from(int64_t first, int n) const { return uint32_t(from(first)) & ((1u << n) - 1); }  // n <= 16 of them
+  uint32_t from(int64_t first, int n) const { return uint32_t(from(first)) & low_bits(n); }  // n <= 16 of them
   uint64_t quads(int64_t first) const {  // bit 4k: one of the symbols first + 4k .. first + 4k + 4 waits, k < 16
     uint64_t w = from(first);
     w |= w >> 1;
@@ -97,9 +97,7 @@ const T* draw_waiting(draw_buffer<T>& buffer, const philox_key& key, int64_t ite
       for (uint64_t w = waiting.quads(4 * q - skip); w; w &= w - 1)
         list[listed++] = uint64_t(q + __builtin_ctzll(w) / 4);
     for (int i = 0; i < counter_group<T>; ++i) list[count + i] = 0;
-    const philox_counter at{uint32_t(key.seed), uint32_t(key.seed >> 32), key.step, uint32_t(key.first_item + item),
-                            key.stream};
-    normals_of(at, uint64_t(first) / 4, list, count, T(1), buffer.data, between);
+    normals_of(counter_of(key, uint64_t(item)), uint64_t(first) / 4, list, count, T(1), buffer.data, between);
   }
   return buffer.data + skip;
 }

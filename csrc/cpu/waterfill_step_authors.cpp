@@ -68,7 +68,7 @@ struct authors_row {
       P va, vb, keep, add;
       update_weights(own, va, vb), top_up(own, keep, add);
       va.store(wa + i), vb.store(wb + i), keep.store(w.keep + i), add.store(w.add + i);
-      w.waiting.set(i, (low > own).bits() & (m == W ? uint32_t((1ull << W) - 1) : (1u << m) - 1));
+      w.waiting.set(i, (low > own).bits() & low_bits(m));
     });
     bool good = valid && outside.sum() == T(0);
     for (int k = 0; k < (a.halves ? 2 : 1); ++k) {

@@ -27,7 +27,6 @@ struct waterfill_row {
   // Weights and waiting symbols of a run; false if a level of d is not one.
   bool prepare(run_weights<T>& w, int64_t first, int64_t n, bool& joins) const {
     using P = native<T>;
-    constexpr int W = native_width<T>;
     const T* d = row_levels<T>(a, b, g);
     const P level = T(beta_s), above = T(beta_t), left = T(__builtin_sqrt(1 - beta_s));
     P outside = T(0);
@@ -38,7 +37,7 @@ struct waterfill_row {
       outside = outside + outside_unit<T>(own, m);
       const auto fill = injection<P>::from(left, level, own);
       fill.keep.store(w.keep + i), fill.add.store(w.add + i);
-      const uint32_t lanes = m == W ? uint32_t((1ull << W) - 1) : (1u << m) - 1;
+      const uint32_t lanes = low_bits(m);
       w.waiting.set(i, (level > own).bits() & lanes);
       if (a.prev) joins |= ((above > own).bits() & lanes) != 0;
     });
@@ -60,7 +59,6 @@ struct waterfill_row {
   bool half(const run_weights<T>& w, draw_buffer<T>& buffer, int64_t first, int64_t n, int which) const {
     using P = native<T>;
     constexpr int W = native_width<T>;
-    constexpr uint32_t all = uint32_t((1ull << W) - 1);
     const half_run place(a, b, g, first, which);
     const T* f = static_cast<const T*>(a.f) + place.at;
     T* out = static_cast<T*>(a.out) + place.at;
@@ -78,7 +76,7 @@ struct waterfill_row {
       });
     P bad = T(0);
     each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
-      const uint32_t lanes = m == W ? all : (1u << m) - 1, bits = w.waiting.count ? w.waiting.from(i, m) : 0;
+      const uint32_t lanes = low_bits(m), bits = w.waiting.count ? w.waiting.from(i, m) : 0;
       P v;
       if (!bits) {
         v = moved(place.at + i, m);
