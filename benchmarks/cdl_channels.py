@@ -29,9 +29,9 @@ def _sum_of_rays(b: int, r: int, nr: int, nt: int, dtype: torch.dtype) -> Case:
         return OPS["cdl_channels"](gains, rx, tx, nr, nt)
 
     def check() -> float:
-        args = make(0)
-        wide = args[0].to(torch.complex128), args[1].double(), args[2].double()
-        return worst_error((ours(*timing.to_device(args)),), (reference.cdl_channels(*wide, nr, nt),))
+        gains, rx, tx = make(0)
+        want = reference.cdl_channels(gains.to(torch.complex128), rx.double(), tx.double(), nr, nt)
+        return worst_error((ours(*timing.to_device((gains, rx, tx))),), (want,))
 
     sides = {"matmul": peers.cdl_matmul, "einsum": peers.cdl_einsum, "powers": peers.cdl_powers}
     word = 8 if dtype is torch.complex64 else 16
@@ -41,7 +41,7 @@ def _sum_of_rays(b: int, r: int, nr: int, nt: int, dtype: torch.dtype) -> Case:
         make,
         ours,
         {name: (lambda *a, f=f: f(*a, nr, nt)) for name, f in sides.items()},
-        lambda *a: reference.cdl_channels(*a, nr, nt),
+        lambda gains, rx, tx: reference.cdl_channels(gains, rx, tx, nr, nt),
         check,
         1e-5 if dtype is torch.complex64 else 1e-12,
         b * (2 * word * r + word * nr * nt),

@@ -9,6 +9,7 @@ from semcom_fast.systems.dm_vb.loss import (
     best_window_loss,
     by_range,
     complex_noise,
+    linear_loss,
     measured_loss,
     noisy_planes,
 )
@@ -53,6 +54,26 @@ def test_best_loss_is_reached_by_the_best_predictor_and_by_no_scaled_one():
     torch.testing.assert_close(best(1.0), expected, rtol=0.03, atol=0)
     assert (best(0.7) > expected * 1.05).all()
     torch.testing.assert_close(best(0.0), torch.ones(2, dtype=torch.float64), rtol=0.02, atol=0)
+
+
+def test_linear_loss_is_that_of_the_linear_predictor():
+    """Equal to the best loss on Gaussian channels of its own moments, and to a run of the predictor on others."""
+    cov, levels = _covariance(3, 4), torch.tensor([0.9, 0.3], dtype=torch.float64)
+    mean = _channels(12, seed=4).to(torch.complex128)
+    vectors = torch.linalg.cholesky(cov) * 12**0.5
+    exact = torch.cat([vectors.mT, -vectors.mT]) + mean  # these channels have exactly these moments
+    torch.testing.assert_close(linear_loss(mean, cov, exact.reshape(-1, 3, 4), levels), best_loss(cov, levels))
+    others = _channels(2_000, 3, 4, seed=6) * 1.7
+
+    def predictor(x, t):
+        level = levels[t[0] - 1]
+        y = to_complex(x.double()).flatten(1) - level.sqrt() * mean
+        eps = (1 - level).sqrt() * y @ torch.linalg.inv(level * cov + (1 - level) * EYE).mT
+        return to_planes(eps.reshape(-1, 3, 4))
+
+    run = measured_loss(predictor, others, levels, draws=4_000)
+    torch.testing.assert_close(linear_loss(mean, cov, others, levels), run, rtol=0.03, atol=0)
+    assert (run > best_loss(cov, levels) * 1.1).all()
 
 
 def test_a_window_over_everything_is_the_best_loss_and_a_smaller_one_is_worse():

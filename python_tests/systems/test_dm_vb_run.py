@@ -65,7 +65,7 @@ def test_other_weights_noise_or_options_are_measured_anew(tmp_path) -> None:
     job = Job("dm-vb", "CDL-A", 0.0, 0.6)
     one = Evaluation(toy_estimators(), toy_protocol(), tmp_path)
     one.figures(job)
-    assert one._file(job).exists()  # type: ignore[union-attr]
+    assert one.path(job).exists()  # type: ignore[union-attr]
     others = [
         Evaluation(toy_estimators(mark="other weights"), toy_protocol(), tmp_path),
         Evaluation(toy_estimators(), toy_protocol(seed=1), tmp_path),
@@ -76,11 +76,11 @@ def test_other_weights_noise_or_options_are_measured_anew(tmp_path) -> None:
         ),
         Evaluation(Estimators(networks=toy_networks(), config=CONFIG, bf16=True), toy_protocol(), tmp_path),
     ]
-    assert not any(other._file(job).exists() for other in others)  # type: ignore[union-attr]
+    assert not any(other.path(job).exists() for other in others)  # type: ignore[union-attr]
     assert not np.array_equal(others[1].figures(job)["nmse"], one.found[job]["nmse"])
     rls = Job("rls", "CDL-A", 0.0, 0.6)
     one.figures(rls)
-    assert others[0]._file(rls).exists(), "RLS has no weights"  # type: ignore[union-attr]
+    assert others[0].path(rls).exists(), "RLS has no weights"  # type: ignore[union-attr]
 
 
 def test_all_estimators_meet_the_same_channels(monkeypatch) -> None:

@@ -265,8 +265,10 @@ def test_divergence_is_named(tmp_path):
         train(_settings(tmp_path), pool)
 
 
-def test_training_learns_and_stores_what_it_says(tmp_path, capsys):
+def test_training_learns_and_stores_what_it_says(tmp_path, capsys, monkeypatch):
     """Noise on plane waves is told from them, and the stored network is the judged one."""
+    window = training.best_window_loss
+    monkeypatch.setattr(training, "best_window_loss", lambda *a: window(*a[:-1], 16))
     settings = _settings(tmp_path, width=8, steps=120, batch=8, rate=2e-2, average=0.95)
     card = train(settings, _pool(512))
     assert weights.available(tmp_path) == ["dm_vb_fixed_cdl_a"]
@@ -286,7 +288,9 @@ def test_training_learns_and_stores_what_it_says(tmp_path, capsys):
 
 
 def test_time_limit_writes_weights_and_can_be_resumed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "loss_figures", lambda *a: {"CDL-A": {"loss": {"all t": 0.5}}})
+    monkeypatch.setattr(
+        training, "loss_figures", lambda *a: {"CDL-A": {key: {"all t": 1} for key in ("loss", "best", "ratio")}}
+    )
     card = train(_settings(tmp_path, steps=50, minutes=1e-6), _pool())
     assert card["training"]["steps_done"] == 1 and "time limit reached at step 1 of 50" in capsys.readouterr().out
     card = train(_settings(tmp_path, steps=50, resume=True), _pool())
@@ -311,3 +315,21 @@ def test_pools_come_from_the_channel_sets(tmp_path, monkeypatch):
         and list(pooled.held_out) == ["CDL-A", "CDL-B", "CDL-C", "CDL-D"]
     )
     assert not torch.isclose(pooled.held_out["CDL-A"][0], pooled.train[0]).all()
+
+
+def test_a_rotated_set_is_judged_against_the_linear_predictor(tmp_path, monkeypatch, capsys):
+    """It has no best loss in closed form; a network that returns zero has loss one, worse than the linear predictor."""
+    monkeypatch.setenv("SEMCOM_DATA", str(tmp_path))
+    monkeypatch.setattr(training, "HELD_OUT", 6)
+    settings = NetTrainSettings("CDL-D", "rotated", samples=40, width=4)
+    network = DenoiserCNN(settings.config).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.zero_()
+    row = training.loss_figures(network, settings, channel_pool(settings))["CDL-D"]
+    assert "best" not in row and row["loss"]["all t"] == pytest.approx(1, abs=0.01)
+    assert row["linear"]["all t"] < 0.9 and row["ratio"]["all t"] == pytest.approx(1 / row["linear"]["all t"], rel=0.01)
+    training.print_losses({"CDL-D": row})
+    assert (
+        f"CDL-D: eps-MSE {row['loss']['all t']} averaged over t, linear predictor {row['linear']['all t']}"
+        in capsys.readouterr().out
+    )

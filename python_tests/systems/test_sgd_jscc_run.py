@@ -198,7 +198,7 @@ def test_a_stopped_evaluation_goes_on(system: SgdJscc, tmp_path, monkeypatch) ->
     job = next(iter(made))
     assert not np.array_equal(other.figures(job)["psnr_db"], made[job]["psnr_db"])
     changed = replace(_protocol(), receivers={"guided": receivers(4)["guided"]})
-    assert not Evaluation(system, changed, tmp_path)._file(Job("guided", "awgn", -5.0)).exists()  # type: ignore[union-attr]
+    assert not Evaluation(system, changed, tmp_path).path(Job("guided", "awgn", -5.0)).exists()  # type: ignore[union-attr]
 
 
 def test_batches_of_an_evaluation_do_not_matter(system: SgdJscc, monkeypatch) -> None:

@@ -75,7 +75,10 @@ def clusters(letter: str) -> Clusters:
     spread = torch.deg2rad(torch.tensor(profile.spreads, dtype=torch.float64))
     offsets = torch.tensor(OFFSETS, dtype=torch.float64)
     rays = angles[first:].T.unsqueeze(-1) + spread[:, None, None] * offsets
-    los = (float(power[0]), tuple(angles[0].tolist())) if profile.los else (0.0, (0.0, 0.0, 0.0, 0.0))
+    los: tuple[float, tuple[float, ...]] = (0.0, (0.0, 0.0, 0.0, 0.0))
+    if profile.los:  # in plain numbers, which torch.compile can read
+        total = sum(10 ** (row[1] / 10) for row in profile.rows)
+        los = (10 ** (profile.rows[0][1] / 10) / total, tuple(math.radians(v) for v in profile.rows[0][2:]))
     return Clusters(power[first:], rows[first:, 0], rays, *los)
 
 

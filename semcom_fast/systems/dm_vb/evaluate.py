@@ -14,7 +14,7 @@ evaluation goes on where it was. Rows of other settings in OUT stay there: sets 
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from ...data.images import data_home
-from ...data.kept import whole_file
-from ...errors import require_extra
 from ...links.snr import noise_var_from_snr_db
 from ..blind_mimosc.evaluate import where
+from ..evaluation import Figures, KeptEvaluation
 from .channels import ARRAYS, KINDS, NT, PROFILES, load_set
 from .estimators import LABELS, MAIN, Estimate, Estimators, Setting
 from .link import pilot_count, qpsk_pilots, transmit
@@ -38,7 +37,7 @@ DENSITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 DENSITY, DENSITY_SNR_DB = 0.6, 20.0
 CHANNELS = 32
 _ITEMS = 1_000_000  # of noise and starts, apart for each profile
-_VERSION = 1
+_VERSION = 2
 _DB = 10 / np.log(10)
 
 
@@ -93,10 +92,7 @@ class Job(NamedTuple):
         return f"{self.estimator}_{self.profile}_{self.snr_db:g}dB_{self.density:g}"
 
 
-Figures = dict[str, np.ndarray]  # nmse, chosen per channel [N] (-1: none), and single numbers [1]
-
-
-class Evaluation:
+class Evaluation(KeptEvaluation[Job]):
     """Runs the jobs of a protocol and keeps what every channel gave.
 
     Args:
@@ -119,9 +115,9 @@ class Evaluation:
             except FileNotFoundError as err:
                 if strict:
                     raise
-                self.missing[name] = str(err)
-        self.folder = None if folder is None else folder / self._key()
-        self.found: dict[Job, Figures] = {}
+                what = str(err).split(" with a card")[0]  # the rest depends on the machine
+                self.missing[name] = f"{what}; train them with semcom-fast train dm-vb"
+        super().__init__(None if folder is None else folder / self._key())
         self._channels: dict[str, Tensor] = {}
 
     def jobs(self) -> list[Job]:
@@ -133,32 +129,12 @@ class Evaluation:
         p = self.protocol
         return hashlib.sha256(repr((_VERSION, p.setting, p.channels, p.seed)).encode()).hexdigest()[:16]
 
-    def _file(self, job: Job) -> Path | None:
-        if self.folder is None:
-            return None
+    def _mark(self, job: Job) -> str:
         digest = hashlib.sha256(self.estimators.mark(job.estimator).encode())
-        return self.folder / f"{job}_{digest.hexdigest()[:12]}.npz"
+        return f"{job}_{digest.hexdigest()[:12]}"
 
-    def run(self, progress: bool = True) -> Iterator[tuple[Job, Figures]]:
-        """Every job with its figures, as they are finished or found."""
-        bar = require_extra("tqdm", "demo").tqdm(self.jobs(), unit="row", disable=not progress, dynamic_ncols=True)
-        for job in bar:
-            bar.set_description(f"{job.estimator}, {job.profile}, {job.snr_db:g} dB, density {job.density:g}")
-            yield job, self.figures(job)
-
-    def figures(self, job: Job) -> Figures:
-        """The figures of one job, from memory, from the folder or made now."""
-        if job not in self.found:
-            path = self._file(job)
-            if path is not None and path.exists():
-                with np.load(path) as kept:
-                    self.found[job] = dict(kept)
-            else:
-                self.found[job] = self._measure(job)
-                if path is not None:
-                    with whole_file(path) as file:
-                        np.savez(file, **self.found[job])  # type: ignore[arg-type]
-        return self.found[job]
+    def _title(self, job: Job) -> str:
+        return f"{job.estimator}, {job.profile}, {job.snr_db:g} dB, density {job.density:g}"
 
     def channels(self, profile: str) -> Tensor:
         """The held-out channels of a profile [N,16,64]."""

@@ -77,6 +77,27 @@ def best_window_loss(
     return total / len(chosen)
 
 
+def linear_loss(mean: Tensor, cov: Tensor, channels: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Loss on channels [N,Nr,Nt] of the predictor that would be best if they were Gaussian with these moments.
+
+    eps = sqrt(1 - abar) (abar C + (1 - abar) I)^-1 (h_t - sqrt(abar) m); the mean over the noise is exact.
+
+    Args:
+        mean, cov: m [n] and C [n,n] of h.flatten(), estimated or exact.
+        alpha_bar: levels abar [L] on (0, 1), float64.
+
+    Returns:
+        float64 [L].
+    """
+    lam, vectors = torch.linalg.eigh(cov.to(torch.complex128))
+    lam = lam.clamp_min(0)
+    centred = channels.flatten(1).to(torch.complex128) - mean.to(torch.complex128)
+    power = (centred @ vectors.conj()).abs().square().mean(0)  # along every eigenvector; lam itself on its own channels
+    level = alpha_bar[:, None]
+    gain = (1 - level).sqrt() / (level * lam + 1 - level)
+    return ((1 - (1 - level).sqrt() * gain).square() + level * gain.square() * power).mean(1)
+
+
 def complex_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """CN(0, 1) entries, complex64."""
     return torch.view_as_complex(torch.randn(*shape, 2, generator=generator) * 0.5**0.5)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ... import weights
+from ...baselines.gaussian_mixture import sample_moments
 from ...receivers.vb_moe_config import VBMoEConfig
 from ..execution import use_threads
 from .best_average import AveragedBest
 from .channels import ARRAYS, KINDS, NR, NT, PROFILES, ChannelSet, exact_moments, load_set
-from .loss import best_loss, best_window_loss, by_range, complex_noise, measured_loss, noisy_planes
+from .loss import best_loss, best_window_loss, by_range, complex_noise, linear_loss, measured_loss, noisy_planes
 from .network import DOMAINS, DenoiserCNN, to_planes
 from .train_settings import SINGLE, WINDOWS, NetFitSettings, NetTrainSettings
 
@@ -130,7 +131,9 @@ def fitted(settings: NetTrainSettings, pool: ChannelPool) -> AveragedBest:
     model = _Training(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     back = pool.kept_back
     judge = (
-        None if back is None else lambda net: float(measured_loss(net, back, alpha_bar, range(1, 101, 4), 64).mean())
+        None
+        if back is None
+        else lambda net: float(measured_loss(net, back, alpha_bar, range(1, len(alpha_bar) + 1, 4), 64).mean())
     )
     return AveragedBest(
         model,
@@ -143,7 +146,11 @@ def fitted(settings: NetTrainSettings, pool: ChannelPool) -> AveragedBest:
 
 
 def loss_figures(network: DenoiserCNN, settings: NetTrainSettings, pool: ChannelPool) -> dict[str, Any]:
-    """Losses on held-out channels beside the best possible ones, by ranges of steps; the mean over t is "all t"."""
+    """Losses on held-out channels beside the best possible ones, by ranges of steps; the mean over t is "all t".
+
+    A rotated set has no best loss in closed form: there "linear" is the loss of the predictor that would be best for
+    Gaussian channels with the moments of the training set, and a ratio below one says how much better the network is.
+    """
     alpha_bar = alpha_bars(network.config.steps)
     figures: dict[str, Any] = {
         "on": f"{HELD_OUT} held-out channels of a profile, 64 of them with new noise at every step; "
@@ -152,17 +159,29 @@ def loss_figures(network: DenoiserCNN, settings: NetTrainSettings, pool: Channel
     for profile, held in pool.held_out.items():
         losses = measured_loss(network, held, alpha_bar)
         row: dict[str, Any] = {"loss": by_range(losses)}
-        if settings.kind != "rotated":
-            _, cov = exact_moments(ChannelSet(profile, settings.kind, settings.array, settings.counts()[profile]))
+        channels = ChannelSet(profile, settings.kind, settings.array, settings.counts()[profile])
+        if settings.kind == "rotated":
+            row["linear"] = by_range(linear_loss(*sample_moments(load_set(channels))[:2], held, alpha_bar))
+        else:
+            cov = exact_moments(channels)[1]
             row["best"] = by_range(best_loss(cov, alpha_bar))
             if settings.domain == "spatial":
-                row["best_11x11_window"] = by_range(best_window_loss(cov, alpha_bar, (NR, NT), (5, 5), 128))
-            row["ratio"] = {key: row["loss"][key] / value for key, value in row["best"].items()}
+                row["best_11x11_window"] = by_range(best_window_loss(cov, alpha_bar, (NR, NT), (5, 5), None))
+        against = row["linear" if settings.kind == "rotated" else "best"]
+        row["ratio"] = {key: value / against[key] for key, value in row["loss"].items()}
         figures[profile] = {name: {k: round(v, 4) for k, v in part.items()} for name, part in row.items()}
     if pool.kept_back is not None:
         own = measured_loss(network, pool.train, alpha_bar)
         figures["loss on its own training channels"] = {k: round(v, 4) for k, v in by_range(own).items()}
     return figures
+
+
+def print_losses(figures: dict[str, Any]) -> None:
+    """One line for every profile of `loss_figures`."""
+    for profile, row in figures.items():
+        other, name = ("best", "best possible") if "best" in row else ("linear", "linear predictor")
+        loss, against, ratio = (row[key]["all t"] for key in ("loss", other, "ratio"))
+        print(f"{profile}: eps-MSE {loss} averaged over t, {name} {against}, ratio {ratio}")
 
 
 def _card(settings: NetTrainSettings, fit: AveragedBest, pool: ChannelPool, network: DenoiserCNN) -> dict[str, Any]:
@@ -222,10 +241,7 @@ def train(settings: NetTrainSettings, pool: ChannelPool | None = None) -> dict[s
     weights.save(settings.name, settings.out, network.state_dict(), card)
     card["metrics"] = loss_figures(network, settings, pool)
     weights.save(settings.name, settings.out, network.state_dict(), card)
-    for profile in settings.counts():
-        row = card["metrics"][profile]
-        best = f", best possible {row['best']['all t']}, ratio {row['ratio']['all t']}" if "best" in row else ""
-        print(f"{profile}: eps-MSE {row['loss']['all t']} averaged over t{best}")
+    print_losses({profile: card["metrics"][profile] for profile in settings.counts()})
     line = {
         "steps": fit.step,
         "channels_per_second": round(speed * settings.batch, 1),

@@ -49,7 +49,8 @@ class NetTrainSettings:
         scarce: the profile of which only `scarce_samples` channels are known.
         samples: training channels of every other profile.
         window: "wide" spaces the taps of the convolutions so that an entry sees 25x57 antennas, "paper" leaves them
-            together, 11x11; parameters and operations are the same.
+            together, 11x11; parameters and operations are the same. Whatever it computes, a network that sees 11x11 stays
+            17 to 31 % above the best possible loss of the fixed sets of CDL-A, CDL-C and CDL-D (on their cards).
         width: channels at the affine; None: 64 for an expert, 130 for the single network.
         steps, rate, average: planned updates, the learning rate they start from, and the memory of the averaged weights.
         time_power: steps are T u**time_power, u uniform; 1 is the paper's loss, more looks more often at the first steps,

@@ -15,7 +15,7 @@ import argparse
 import csv
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +30,11 @@ from ...data.edges import soft_edges
 from ...data.images import data_home
 from ...data.kept import whole_file
 from ...data.photos import PhotoCrops
-from ...errors import require_extra
 from ...links.metrics import psnr, ssim
 from ...links.perceptual import edge_f1, frechet_distance, latent_features, ms_ssim
 from ...receivers.waterfill_config import WaterfillConfig
 from ..blind_mimosc.evaluate import where
+from ..evaluation import Figures, KeptEvaluation
 from .latents import fingerprint
 from .link import CHANNELS, LinkConfig, send
 from .receiver import ReceiverConfig, Sent, SgdJscc, load_system
@@ -121,10 +121,7 @@ class Job(NamedTuple):
         return f"{self.receiver}_{self.channel}_{self.snr_db:g}dB"
 
 
-Figures = dict[str, np.ndarray]  # per crop [N] by name, and single numbers [1]
-
-
-class Evaluation:
+class Evaluation(KeptEvaluation[Job]):
     """Runs the jobs of a protocol and keeps what every crop gave.
 
     Args:
@@ -134,9 +131,8 @@ class Evaluation:
 
     def __init__(self, system: SgdJscc, protocol: Protocol, folder: Path | None = None) -> None:
         self.system, self.protocol = system, protocol
-        self.folder = None if folder is None else folder / self._key()
+        super().__init__(None if folder is None else folder / self._key())
         self.images = protocol.images.float() / 255
-        self.found: dict[Job, Figures] = {}
         self._sent: dict[float, Sent] = {}
         self._edges: Tensor | None = None
         self._features: dict[str, Tensor] = {}
@@ -157,37 +153,17 @@ class Evaluation:
             digest.update(fingerprint(part).encode())
         return digest.hexdigest()[:16]
 
-    def _file(self, job: Job) -> Path | None:
-        if self.folder is None:
-            return None
+    def _mark(self, job: Job) -> str:
         digest = hashlib.sha256(repr(self.protocol.receivers[job.receiver]).encode())
         for part in self.system.parts(self.protocol.receivers[job.receiver]):
             if part not in self._prints:
                 tensors = part.covariance.numpy().tobytes() if isinstance(part, WienerDenoiser) else None
                 self._prints[part] = fingerprint(part).encode() if tensors is None else tensors  # type: ignore[arg-type]
             digest.update(self._prints[part])
-        return self.folder / f"{job}_{digest.hexdigest()[:12]}.npz"
+        return f"{job}_{digest.hexdigest()[:12]}"
 
-    def run(self, progress: bool = True) -> Iterator[tuple[Job, Figures]]:
-        """Every job with its figures, as they are finished or found."""
-        bar = require_extra("tqdm", "demo").tqdm(self.jobs(), unit="row", disable=not progress, dynamic_ncols=True)
-        for job in bar:
-            bar.set_description(f"{job.receiver}, {job.channel}, {job.snr_db:g} dB")
-            yield job, self.figures(job)
-
-    def figures(self, job: Job) -> Figures:
-        """The figures of one job, from memory, from the folder or made now."""
-        if job not in self.found:
-            path = self._file(job)
-            if path is not None and path.exists():
-                with np.load(path) as kept:
-                    self.found[job] = dict(kept)
-            else:
-                self.found[job] = self._measure(job)
-                if path is not None:
-                    with whole_file(path) as file:
-                        np.savez(file, **self.found[job])  # type: ignore[arg-type]
-        return self.found[job]
+    def _title(self, job: Job) -> str:
+        return f"{job.receiver}, {job.channel}, {job.snr_db:g} dB"
 
     def _transmitted(self, snr_db: float) -> Sent:
         if self._edges is None:

@@ -1,0 +1,67 @@
+"""What the evaluations of the systems share: jobs measured one by one, with what each gave kept on disk."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from ..data.kept import whole_file
+from ..errors import require_extra
+
+Figures = dict[str, np.ndarray]  # by name: per item [N], and single numbers [1]
+Job = TypeVar("Job")
+
+
+class KeptEvaluation(ABC, Generic[Job]):
+    """Runs jobs and keeps their figures, so that a stopped evaluation goes on where it was.
+
+    Args:
+        folder: of the kept figures; None keeps them in memory alone.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.found: dict[Job, Figures] = {}
+
+    @abstractmethod
+    def jobs(self) -> list[Job]:
+        """In an order in which a stopped run holds whole comparisons."""
+
+    @abstractmethod
+    def _mark(self, job: Job) -> str:
+        """Name of a job's file: other settings or networks, another name."""
+
+    @abstractmethod
+    def _title(self, job: Job) -> str:
+        """A job, for a progress bar."""
+
+    @abstractmethod
+    def _measure(self, job: Job) -> Figures:
+        """Run a job."""
+
+    def run(self, progress: bool = True) -> Iterator[tuple[Job, Figures]]:
+        """Every job with its figures, as they are finished or found."""
+        bar = require_extra("tqdm", "demo").tqdm(self.jobs(), unit="row", disable=not progress, dynamic_ncols=True)
+        for job in bar:
+            bar.set_description(self._title(job))
+            yield job, self.figures(job)
+
+    def path(self, job: Job) -> Path | None:
+        """Where a job's figures are kept."""
+        return None if self.folder is None else self.folder / f"{self._mark(job)}.npz"
+
+    def figures(self, job: Job) -> Figures:
+        """The figures of one job, from memory, from the folder or made now."""
+        if job not in self.found:
+            path = self.path(job)
+            if path is not None and path.exists():
+                with np.load(path) as kept:
+                    self.found[job] = dict(kept)
+            else:
+                self.found[job] = self._measure(job)
+                if path is not None:
+                    with whole_file(path) as file:
+                        np.savez(file, **self.found[job])  # type: ignore[arg-type]
+        return self.found[job]
