@@ -165,7 +165,7 @@ def estimation() -> list[str]:
     for name in names:
         r = found.get(("fixed", "balanced", "CDL-C", "20", name))
         if r:
-            costs.append(f"`{name}` {float(r['ms_per_channel']):.3g} ms, {float(r['gflop_per_channel']):.2g} GFLOP")
+            costs.append(f"`{name}` {float(r['cpu_ms_per_channel']):.3g} ms, {float(r['gflop_per_channel']):.2g} GFLOP")
     r = next(r for r in rows if r["profile"])
     missing = [f"- `{m['estimator']}` on the {m['set']} set: {m['note']}" for m in rows if not m["profile"]]
     return [
@@ -174,7 +174,9 @@ def estimation() -> list[str]:
         "",
         *out,
         "",
-        f"A channel of CDL-C at 20 dB costs, on {r['threads']} thread(s): " + "; ".join(costs) + ".",
+        f"Processor time and operations of a channel of CDL-C at 20 dB, {r['threads']} thread(s): "
+        + "; ".join(costs)
+        + ".",
         *missing,
     ]
 

@@ -88,7 +88,8 @@ class Estimate(NamedTuple):
     """What one estimator made of B channels.
 
     h [B,Nr,Nt]; weights [B,K] of the profiles' experts or None; flops per channel; iterations, a mean over channels (0
-    where there are none); seconds for the batch, without gains that are computed once for many channels.
+    where there are none); processor seconds of all threads for the batch, without gains that are computed once for many
+    channels.
     """
 
     h: Tensor
@@ -149,10 +150,10 @@ class Estimators:
         if name in ("rls", "lasso", "lmmse", "gm-mmse", "gm-exact"):
             return self._closed_form(name, y, pilots, noise_var)
         experts = self.experts(name)
-        began = time.perf_counter()
+        began = time.process_time()
         loop = VBMoE(experts.bank, self._config(name))
         result = loop.run(y, pilots, noise_var, seed=seed, first_item=first_item)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         flops = float(torch.as_tensor(result.calls).double().sum()) * experts.flops / max(len(y), 1)
         weights = result.responsibilities if len(experts.bank) > 1 else None
         return Estimate(result.h, weights, flops, float(result.iterations.double().mean()), seconds)
@@ -210,7 +211,7 @@ class Estimators:
         seen, size = nr * slots, nr * nt
         iterations, weights = 0, None
         for _ in range(2):
-            began = time.perf_counter()
+            began = time.process_time()
             if name == "rls":
                 h, macs = rls_channel(y, pilots, noise_var), nr * slots * nt
             elif name == "lasso":
@@ -222,5 +223,5 @@ class Estimators:
                 result = estimator(y, pilots, noise_var)
                 h, weights = result if isinstance(result, tuple) else (result, None)
                 macs = (seen * seen + seen * size) * (len(PROFILES) if weights is not None else 1)
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
         return Estimate(h, weights, float(_COMPLEX_MAC * macs), float(iterations), seconds)

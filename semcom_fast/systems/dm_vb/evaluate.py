@@ -37,7 +37,7 @@ DENSITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 DENSITY, DENSITY_SNR_DB = 0.6, 20.0
 CHANNELS = 32
 _ITEMS = 1_000_000  # of noise and starts, apart for each profile
-_VERSION = 2
+_VERSION = 3
 _DB = 10 / np.log(10)
 
 
@@ -200,7 +200,7 @@ def rows_of(evaluation: Evaluation) -> list[dict[str, object]]:
         row |= {"density": f"{job.density:g}", "pilots": pilot_count(job.density, NT)}
         row |= {"nmse_db": f"{value.db:.3f}", "nmse_se": f"{value.se:.3f}"}
         row |= {"selection": "" if right is None else f"{right:.4f}", "iterations": f"{figures['iterations'][0]:.2f}"}
-        row |= {"ms_per_channel": f"{1e3 * figures['seconds'][0]:.4g}"}
+        row |= {"cpu_ms_per_channel": f"{1e3 * figures['seconds'][0]:.4g}"}
         row |= {"gflop_per_channel": f"{figures['gflop'][0]:.4g}", "channels": p.channels, "seed": p.seed}
         diffusion = job.estimator in ("dm-vb", "dm-vb-paper", "single-dm")
         row |= {"networks": ("bfloat16" if evaluation.estimators.bf16 else "float32") if diffusion else ""}

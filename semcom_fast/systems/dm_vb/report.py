@@ -79,12 +79,12 @@ def selection_lines(found: Mapping[Job, Figures]) -> str:
 
 def cost_lines(found: Mapping[Job, Figures]) -> str:
     """Time and operations per channel, means over the jobs of each estimator."""
-    lines = [f"{'':11} | ms/channel | GFLOP/channel | iterations", "-" * 52]
+    lines = [f"{'':11} | CPU ms/channel | GFLOP/channel | iterations", "-" * 56]
     for name in dict.fromkeys(job.estimator for job in found):
         mine = [figures for job, figures in found.items() if job.estimator == name]
         mean = {key: float(np.mean([f[key][0] for f in mine])) for key in ("seconds", "gflop", "iterations")}
         lines.append(
-            f"{name:11} | {1e3 * mean['seconds']:10.3g} | {mean['gflop']:13.3g} | {mean['iterations'] or float('nan'):10.3g}"
+            f"{name:11} | {1e3 * mean['seconds']:14.3g} | {mean['gflop']:13.3g} | {mean['iterations'] or float('nan'):10.3g}"
         )
     return "\n".join(lines).replace("nan", "  -")
 
