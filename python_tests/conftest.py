@@ -1,11 +1,14 @@
 """Shared fixtures: one thread per test, fresh golden values, and a summary of worst errors against their bounds."""
 
+import os
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's; before it is imported
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "support"))

@@ -101,22 +101,27 @@ PLANS = {
     "x0": {"lik": "x0", "lam": 1.6, "eta": 0.5},
     "small prior": {"gamma0": 0.01, "iterations": 3},
     "late steps": {"elbo_steps": (70, 80), "iterations": 2},
+    "first pass": {"iterations": 1},
+    "mixed": {"iterations": 3},
+    "pruned": {"iterations": 3, "prune": 0.1},
 }
 
 
 @pytest.mark.parametrize("snr_db", [-10.0, 5.0, 20.0])
 @pytest.mark.parametrize("name", PLANS)
 def test_the_whole_algorithm(name, snr_db):
-    """Responsibilities, channels and iteration counts of the plain NumPy version, row by row, unpruned."""
-    s = scene(5, count=4, snr_db=snr_db, np_=5, nr=3, nt=8)
+    """Channels, responsibilities, evidence and iteration counts of the plain NumPy version, row by row."""
+    laws = gauss.similar(gauss.scenario(5, 3, 8)[2], 0.3) if name in ("mixed", "pruned") else None
+    s = scene(5, count=4, snr_db=snr_db, np_=5, nr=3, nt=8, laws=laws)
     plan = gauss.Plan(**PLANS[name])
     start, noise = drawn((4, 3, 8), plan.elbo_steps, seed=6, first_item=3)
-    h, rho, used = gauss.estimate(s.laws, s.y, s.p, s.noise_var, start, noise, plan)
+    h, rho, evidence, used = gauss.estimate(s.laws, s.y, s.p, s.noise_var, start, noise, plan)
     paper = name == "paper"
     options = {"prune": 0.0} | ({} if paper else PLANS[name])
     got = run(s, config=options, preset="paper" if paper else "recommended", seed=6, first_item=3)
     _close(got.h, h, 1e-9, "whole algorithm: h")
     _close(got.responsibilities, rho, 1e-9, "whole algorithm: rho")
+    _close(got.log_evidence, evidence, 1e-9, "whole algorithm: evidence")
     assert got.iterations.tolist() == used.tolist()
 
 

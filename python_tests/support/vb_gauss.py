@@ -142,6 +142,7 @@ class Plan:
     tolerance: float = 1e-6
     gamma0: float = 1.0
     eta: float = 1.0
+    prune: float = 0.0
     first: float = vb.BETA_1
     last: float = vb.BETA_T
 
@@ -171,10 +172,20 @@ def terms(laws, h, y, p, noise_var, noise, plan) -> tuple[vb.Real, vb.Real]:
     return L, D + vb.outside_rows(y, p)[:, None] / noise_var
 
 
-def estimate(laws, y, p, noise_var, start, noise, plan) -> tuple[vb.Complex, vb.Real, vb.Real]:
-    """(H, rho, iterations [B]) row by row: every channel stops on its own."""
+def estimate(laws, y, p, noise_var, start, noise, plan) -> tuple[vb.Complex, vb.Real, vb.Real, vb.Real]:
+    """(H, rho, log evidence, iterations [B]) row by row: every channel stops on its own."""
     rows = [_one(laws, y[b : b + 1], p, noise_var, start[b : b + 1], noise[b : b + 1], plan) for b in range(len(y))]
     return tuple(np.concatenate(part) for part in zip(*rows, strict=True))
+
+
+def _first_pass(laws, y, p, noise_var, start, noise, plan):
+    """A chain per expert, with the residual at H_t and lam = 1, each scored by its own evidence: ends, L, D."""
+    ends, L, D = [], np.zeros((1, len(laws))), np.zeros((1, len(laws)))
+    for k in range(len(laws)):
+        ends.append(chain(laws, np.eye(len(laws))[k : k + 1], y, p, noise_var, start, plan, "dmps", 1.0))
+        own = terms(laws[k : k + 1], ends[k], y, p, noise_var, noise, plan)
+        L[:, k], D[:, k] = own[0][:, 0], own[1][:, 0]
+    return ends, L, D
 
 
 def _one(laws, y, p, noise_var, start, noise, plan):
@@ -185,18 +196,16 @@ def _one(laws, y, p, noise_var, start, noise, plan):
     gamma0 = np.full((1, count), plan.gamma0)
     rho, gamma, used = np.full((1, count), 1 / count), gamma0, 0
     if plan.init == "per_expert":
-        L, D = np.zeros((1, count)), np.zeros((1, count))
-        for k in range(count):
-            h = chain(laws, np.eye(count)[k : k + 1], y, p, noise_var, start, plan, "dmps", 1.0)
-            own = terms(laws[k : k + 1], h, y, p, noise_var, noise, plan)
-            L[:, k], D[:, k] = own[0][:, 0], own[1][:, 0]
+        ends, L, D = _first_pass(laws, y, p, noise_var, start, noise, plan)
         rho, gamma = vb.responsibilities(L, D, gamma0, gamma, plan.eta)
-        used = 1
-    for _ in range(used, plan.iterations):
-        h = chain(laws, rho, y, p, noise_var, start, plan, lik, lam)
+        h, used = ends[int(rho.argmax())], 1
+    while used < plan.iterations:
+        kept = np.where(rho < plan.prune, 0, rho)
+        h = chain(laws, kept / kept.sum(), y, p, noise_var, start, plan, lik, lam)
         used += 1
         before = rho
-        rho, gamma = vb.responsibilities(*terms(laws, h, y, p, noise_var, noise, plan), gamma0, gamma, plan.eta)
+        L, D = terms(laws, h, y, p, noise_var, noise, plan)
+        rho, gamma = vb.responsibilities(L, D, gamma0, gamma, plan.eta)
         if np.abs(rho - before).max() < plan.tolerance:
             break
-    return h, rho, np.array([used])
+    return h, rho, L + plan.eta * D, np.array([used])

@@ -90,3 +90,12 @@ def test_masked_loads_of_the_water_filling_step_stay_wide(tmp_path):
     assert all(int(r["load"]) == int(r["store"]) == 16 for r in rows)
     ptx = (tmp_path / "waterfill_step_1536_guided_table_float32_sm90.ptx").read_text()
     assert "ld.global.b32" not in ptx and ptx.count("ld.global.v4.b32") == 5  # with x0 and x0_uncond
+
+
+def test_tiles_of_the_posterior_step_fit_the_registers(tmp_path):
+    """The paper's antennas: the state's tile and both products without a spill, loads and stores 16 bytes wide."""
+    rows = _compiled(tmp_path, "pilot_posterior_step 16x64x38 dmps")
+    assert [r["dtype"] for r in rows] == ["float32", "float64"]
+    for row in rows:
+        assert int(row["stack"]) == int(row["spills"]) == 0 < int(row["regs"])
+        assert int(row["load"]) == int(row["store"]) == 16

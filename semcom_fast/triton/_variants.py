@@ -136,14 +136,14 @@ def _mixture(size: tuple[int, int, int], dtype: torch.dtype, device: torch.devic
     h, pilots = ones(2, nr, nt), (ones(2, nr, rank), ones(nt, rank), reals(rank))
     tag, counter = "x".join(map(str, size)), cell.new_zeros(2)
     experts = (h, ones(2, 4, nr, nt), reals(2, 4), *pilots, items)
-    for x0 in (False, True):
-        lik = "x0" if x0 else "dmps"
-        step = functools.partial(pilot_posterior_step.run, *experts, bars[0], bars[0], items, x0, flag=flag)
+    levels = (bars[0], bars[0], items)
+    for lik, x0 in (("dmps", False), ("x0", True)):
+        step = functools.partial(pilot_posterior_step.run, *experts, *levels, x0, flag=flag)
         yield f"pilot_posterior_step {tag} {lik}", step
-        step = functools.partial(pilot_posterior_step.run, *experts[:6], 0.1, 0.5, 0.1, 1.0, x0)
-        yield f"pilot_posterior_step {tag} {lik}, numbers", step
-        step = functools.partial(pilot_posterior_step.run_table, *experts, bars, bars, counter, items, x0, flag=flag)
-        yield f"pilot_posterior_step {tag} {lik}, table", step
+    numbers = functools.partial(pilot_posterior_step.run, *experts[:6], 0.1, 0.5, 0.1, 1.0, True)
+    yield f"pilot_posterior_step {tag} x0, numbers", numbers
+    captured = functools.partial(pilot_posterior_step.run_table, *experts, bars, bars, counter, items, True, flag=flag)
+    yield f"pilot_posterior_step {tag} x0, table", captured
     eps = ones(2, 8, 4, nr, nt)
     draws: dict[str, dict[str, Any]] = {"draw": {"seed": cell}, "explicit noise": {"noise": eps[:, :, 0].contiguous()}}
     for name, draw in draws.items():
@@ -176,10 +176,10 @@ def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32
         for size in _CHANNELS:
             yield from _mixture(size, dtype.to_complex(), device)
         for experts in (4, 300):
-            terms = [torch.ones((5, experts), dtype=dtype, device=device)] * 4
-            flag = torch.zeros(1, dtype=torch.int64, device=device)
-            yield (
-                f"dirichlet_responsibilities {experts}",
-                functools.partial(dirichlet_responsibilities.run, *terms, flag=flag),
+            row, flag = (
+                torch.ones((5, experts), dtype=dtype, device=device),
+                torch.zeros(1, dtype=torch.int64, device=device),
             )
+            rule = functools.partial(dirichlet_responsibilities.run, row, row, row, row, flag=flag)
+            yield f"dirichlet_responsibilities {experts}", rule
         yield "pvd_calibrate", functools.partial(pvd_calibrate.run, 1.0, pair, pair, one, 1.0, 4, 96)
