@@ -6,9 +6,9 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's; before it is imported
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "support"))
