@@ -11,6 +11,7 @@ and the widest global access; --csv writes the table. Exits non-zero when a vari
 import argparse
 import contextlib
 import csv
+import multiprocessing
 import os
 import re
 import subprocess
@@ -57,6 +58,9 @@ POINTERS = {
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler, among the keywords of a launch
 COLUMNS = ["kernel", "dtype", "arch", "warps", "regs", "stack", "spills", "shared", "load", "store", "fp64", "instr"]
+
+
+FOUND: list = []  # the variants of this run
 
 
 class Recorder:
@@ -144,6 +148,20 @@ def resources(compiled) -> dict[str, int]:
     }
 
 
+def compiled_row(task: tuple[int, int, Path | None]) -> dict:
+    """Compile one variant for one architecture; its row of the table."""
+    variant, arch, folder = task
+    name, dtype, fn, args, kwargs = FOUND[variant]
+    compiled = compile_variant(fn, args, kwargs, arch)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = re.sub(r"\W+", "_", f"{name}_{dtype}_sm{arch}")
+        (folder / f"{stem}.ptx").write_text(compiled.asm["ptx"])
+        (folder / f"{stem}.cubin").write_bytes(compiled.asm["cubin"])
+    row = {"kernel": name, "dtype": dtype, "arch": f"sm_{arch}", "warps": kwargs["num_warps"]}
+    return {**row, **resources(compiled)}
+
+
 def _width(op: str) -> int:
     bits = re.search(r"\.(\d+)(?:\.|$)", op)
     return int(bits[1]) // 8 if bits and bits[1] in ("64", "128") else 4
@@ -160,26 +178,23 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities (default: 80 90)")
     parser.add_argument("--only", default="", help="compile only variants whose name contains this text")
     parser.add_argument("--dump", type=Path, help="write the PTX of each variant into this folder")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="compilers at work at once (default: all cores)"
+    )
     options = parser.parse_args()
+    found = [v for v in record() if options.only in v[0]]
+    tasks = [(variant, arch, options.dump) for variant in range(len(found)) for arch in options.arch]
+    FOUND[:] = found  # what the forked workers read: kernels do not travel
     rows, bad = [], []
-    for name, dtype, fn, args, kwargs in record():
-        if options.only not in name:
-            continue
-        for arch in options.arch:
-            compiled = compile_variant(fn, args, kwargs, arch)
-            found = resources(compiled)
-            row = {"kernel": name, "dtype": dtype, "arch": f"sm_{arch}", "warps": kwargs["num_warps"], **found}
+    with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
+        for row in pool.imap(compiled_row, tasks):
             rows.append(row)
             if len(rows) == 1:
                 print(_line(COLUMNS))
             print(_line([row[c] for c in COLUMNS]), flush=True)
-            if found["stack"] or found["spills"]:
-                bad.append(f"{name} {dtype} sm_{arch}: stack {found['stack']}, {found['spills']} spill instructions")
-            if options.dump:
-                options.dump.mkdir(parents=True, exist_ok=True)
-                stem = re.sub(r"\W+", "_", f"{name}_{dtype}_sm{arch}")
-                (options.dump / f"{stem}.ptx").write_text(compiled.asm["ptx"])
-                (options.dump / f"{stem}.cubin").write_bytes(compiled.asm["cubin"])
+            if row["stack"] or row["spills"]:
+                where = f"{row['kernel']} {row['dtype']} {row['arch']}"
+                bad.append(f"{where}: stack {row['stack']}, {row['spills']} spill instructions")
     if options.csv:
         with options.csv.open("w", newline="") as f:
             writer = csv.DictWriter(f, COLUMNS)
