@@ -1,6 +1,7 @@
 """What the receivers are compared with."""
 
 from .gaussian_mixture import GaussianEstimator, GaussianMixtureEstimator, Moments, pooled_moments, sample_moments
+from .langevin import diffusion_score, langevin_channel
 from .lasso import LassoInfo, lasso_channel
 from .lmmse import gaussian_pilots, lmmse_pilot_channel, oracle_lmmse_channel, orthogonal_pilots, pilot_lmmse_nmse
 from .rls import rls_channel
@@ -12,7 +13,9 @@ __all__ = [
     "LassoInfo",
     "Moments",
     "WienerDenoiser",
+    "diffusion_score",
     "gaussian_pilots",
+    "langevin_channel",
     "lasso_channel",
     "lmmse_pilot_channel",
     "oracle_lmmse_channel",
