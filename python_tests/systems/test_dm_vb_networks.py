@@ -308,6 +308,17 @@ def test_shipped_experts_come_within_ten_per_cent_of_the_best_possible_loss(prof
     assert 0.96 < loss / row["best"]["t 11..30"] < 1.12, (loss, row)
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_shipped_rotated_experts_beat_the_linear_predictor(profile):
+    """On the rotated set, where channels are far from Gaussian; new channels confirm the card."""
+    network, card = load_network(weights_name(profile, "rotated"))
+    row = card["metrics"][profile]
+    assert row["loss"]["all t"] < 0.95 * row["linear"]["all t"], row
+    h = ChannelSet(profile, "rotated").draw(256, seed=77)
+    loss = float(measured_loss(network, h, alpha_bars(100), range(12, 31, 4)).mean())
+    assert 0.85 < loss / row["loss"]["t 11..30"] < 1.15, (loss, row)
+
+
 def _store(folder, name, config=None, **card):
     network = _network()
     weights.save(name, folder, network.state_dict(), {"name": name, "config": config or SMALL, "scarce": None, **card})
