@@ -23,4 +23,5 @@ run "racecheck" compute-sanitizer --tool racecheck --error-exitcode 1 python3 -m
   python_tests/cuda -x -p no:cacheprovider
 run "benchmarks" python3 -m benchmarks --device cuda --csv "$out/gpu_$tag.csv"
 run "water-filling loop" python3 -m benchmarks.waterfill_loop --device cuda --csv "$out/gpu_waterfill_loop_$tag.csv"
+run "channel estimator" python3 -m benchmarks.vb_loop --device cuda --batch 1 --channels 16 --csv "$out/gpu_vb_loop_$tag.csv"
 exit $failed
