@@ -167,6 +167,18 @@ def estimation() -> list[str]:
         r = found.get(("fixed", "balanced", "CDL-C", "20", name))
         if r:
             costs.append(f"`{name}` {float(r['cpu_ms_per_channel']):.3g} ms, {float(r['gflop_per_channel']):.2g} GFLOP")
+    gains = ["DM-VB's gain on the same channels, least and most over the profiles:", ""]
+    gains += ["| set | over | 0 dB | 10 dB | 20 dB | 30 dB |", "|---|---|---|---|---|---|"]
+    pairs = [r for r in read("dm_vb_gains.csv") if r["estimator"] == "dm-vb" and r["density"] == "0.6"]
+    for kind, data, base in dict.fromkeys((r["set"], r["data"], r["over"]) for r in pairs):
+        cells = []
+        for snr in ("0", "10", "20", "30"):
+            key = (kind, data, base, snr)
+            found_gains = [float(r["gain_db"]) for r in pairs if (r["set"], r["data"], r["over"], r["snr_db"]) == key]
+            ends = sorted({f"{g:+.1f}" for g in (min(found_gains), max(found_gains))}, key=float)
+            cells.append(" to ".join(ends) + " dB")
+        name = kind if data == "balanced" else f"{kind}, {data}"
+        gains.append("| " + " | ".join([name, f"`{base}`", *cells]) + " |")
     r = next(r for r in rows if r["profile"])
     missing = [f"- `{m['estimator']}` on the {m['set']} set: {m['note']}" for m in rows if not m["profile"]]
     return [
@@ -179,6 +191,8 @@ def estimation() -> list[str]:
         + "; ".join(costs)
         + ".",
         *missing,
+        "",
+        *gains,
     ]
 
 
@@ -210,7 +224,12 @@ def main() -> int:
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
     parts = (receiver(), loop(), downlink(), denoising(), waterfill_loop(), estimation(), estimator_loop())
-    parts += (kernels("cpu_estimation.csv", every=True), kernels("cpu_updates.csv"), kernels("cpu.csv"), kernels("cpu_solves.csv"))
+    parts += (
+        kernels("cpu_estimation.csv", every=True),
+        kernels("cpu_updates.csv"),
+        kernels("cpu.csv"),
+        kernels("cpu_solves.csv"),
+    )
     new = head + BEGIN + "\n" + "\n\n".join("\n".join(part) for part in parts) + "\n" + END + tail
     if "--check" in sys.argv:
         if new != text:
