@@ -186,3 +186,34 @@ def test_mixture_closed_form_score():
     mean, var = GaussianMixturePrior(weights, means, covs)(x, _sigma(sigma))
     within((mean - x) / sigma**2, score, 1e-12, "mixture closed form")
     within((var - sigma**2) / sigma**4 * 4, trace, 1e-11, "mixture closed form trace")
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_full_covariance(sigma):
+    """cov= takes any covariance of the row-major vec h: the dense Wiener filter; a Kronecker product is one of them."""
+    nr, nt, v = 3, 2, 0.7
+    x, cov = draw(2, 2, 3, nr, nt), _cov(nr * nt, 5)
+    mean, var = sf.GaussianChannelPrior(v, cov=cov)(x, _sigma(sigma))
+    noisy = v * cov + sigma**2 * torch.eye(nr * nt, dtype=torch.float64)
+    wiener = torch.linalg.solve(noisy, v * cov).mH
+    want = (x.reshape(2, 2, 3, -1) @ wiener.mT).reshape(x.shape)
+    within(mean, want, 1e-11 * x.abs().max(), "full covariance mean")
+    posterior = (v * cov - wiener @ cov * v).diagonal().real.mean()
+    within(var, posterior.expand(2, 2), 1e-11 * v * 10, "full covariance variance")
+    rx, tx = _cov(nr, 1), _cov(nt, 2)
+    one, other = sf.GaussianChannelPrior(cov=torch.kron(rx, tx)), sf.GaussianChannelPrior(cov_rx=rx, cov_tx=tx)
+    for got, expected in zip(one(x, _sigma(sigma)), other(x, _sigma(sigma)), strict=True):
+        within(got, expected, 1e-11 * x.abs().max(), "full covariance of a Kronecker product")
+
+
+def test_full_covariance_vjp_and_errors():
+    prior, sigma = sf.GaussianChannelPrior(0.8, cov=_cov(6, 1)), _sigma(0.6)
+    x, g = draw(2, 1, 4, 3, 2, seed=1).requires_grad_(True), draw(2, 1, 4, 3, 2, seed=2)
+    (want,) = torch.autograd.grad(prior(x, sigma)[0], x, g)
+    within(prior.vjp(g, sigma), want, 1e-13, "prior vjp full covariance")
+    with pytest.raises(ValueError, match=r"cov is 6x6.*\(1, 1, 1, 4, 2\)"):
+        prior(draw(1, 1, 1, 4, 2), sigma)
+    with pytest.raises(ValueError, match="not both"):
+        sf.GaussianChannelPrior(cov=_cov(6, 1), cov_rx=_cov(3, 1))
+    with pytest.raises(ValueError, match="cov is not Hermitian"):
+        sf.GaussianChannelPrior(cov=torch.tensor([[1.0, 0.5], [0.2, 1.0]]))

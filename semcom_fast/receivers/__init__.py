@@ -3,6 +3,7 @@
 from .priors import GaussianChannelPrior
 from .pvd import PVD, DivergedError, PVDConfig, PVDLevel, PVDResult
 from .schedules import SigmoidSchedule
+from .second_order import ScoreDenoiser
 from .vb_moe import VBMoE, VBMoEResult
 from .vb_moe_config import VBMoEConfig, VBMoETables, linear_schedule
 from .vb_moe_experts import Expert, ExpertBank
@@ -18,6 +19,7 @@ __all__ = [
     "PVDConfig",
     "PVDLevel",
     "PVDResult",
+    "ScoreDenoiser",
     "SigmoidSchedule",
     "VBMoE",
     "VBMoEConfig",

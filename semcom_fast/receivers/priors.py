@@ -28,11 +28,13 @@ class GaussianChannelPrior:
     .. math:: E[h|x] = \frac{v}{v+\sigma^2} x, \qquad \mathrm{Var}[h|x] = \frac{v\sigma^2}{v+\sigma^2}.
 
     For the Kronecker model :math:`E[h_{ij} h_{kl}^*] = R_{rx}[i,k] R_{tx}[j,l]` the same holds per pair of eigenmodes
-    with :math:`v = \lambda_{rx} \lambda_{tx}`; the reported variance is the mean over entries.
+    with :math:`v = \lambda_{rx} \lambda_{tx}`, and for any covariance of vec h per eigenmode; the reported variance is the
+    mean over entries.
 
     Args:
         var: variance per channel entry; scales the Kronecker model too.
         cov_rx: receive covariance [Nr, Nr], cov_tx: transmit covariance [Nt, Nt]; identity when one is omitted.
+        cov: instead of both, the covariance E[vec h vec h^H] [Nr Nt, Nr Nt] of the row-major vec h, index i*Nt + j.
 
     Calling it as a PVD denoiser: ``(x [B,U,K,Nr,Nt], sigma 0-d) -> (mean like x, var [B,U])``. It is linear and
     self-adjoint, so `vjp` needs no autograd.
@@ -41,16 +43,37 @@ class GaussianChannelPrior:
     Variational Diffusion".
     """
 
-    def __init__(self, var: float = 1.0, *, cov_rx: Tensor | None = None, cov_tx: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        var: float = 1.0,
+        *,
+        cov_rx: Tensor | None = None,
+        cov_tx: Tensor | None = None,
+        cov: Tensor | None = None,
+    ) -> None:
         if not var > 0:
             raise ValueError(f"GaussianChannelPrior: var must be positive, got {var}")
+        if cov is not None and (cov_rx is not None or cov_tx is not None):
+            raise ValueError("GaussianChannelPrior: give cov, or cov_rx and cov_tx, not both")
         self.var = float(var)
+        self._full = None if cov is None else _eigen(cov, "cov")
         self._rx = None if cov_rx is None else _eigen(cov_rx, "cov_rx")
         self._tx = None if cov_tx is None else _eigen(cov_tx, "cov_tx")
         self._last: tuple = (None, None)
-        self._modes: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+        self._modes: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
-    def _basis(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _full_basis(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Eigenvalues [Nr Nt] (real) and eigenvectors of the covariance of vec h, on x's device and dtype, kept."""
+        assert self._full is not None
+        key = (x.shape[-2], x.shape[-1], x.dtype, x.device)
+        if key not in self._modes:
+            values, vectors = self._full
+            if len(values) != x.shape[-2] * x.shape[-1]:
+                raise ValueError(f"GaussianChannelPrior: cov is {len(values)}x{len(values)} but x is {tuple(x.shape)}")
+            self._modes[key] = ((self.var * values).to(x.device, x.real.dtype), vectors.to(x.device, x.dtype))
+        return self._modes[key]
+
+    def _basis(self, x: Tensor) -> tuple[Tensor, ...]:
         """Eigenvalue products [Nr,Nt] (real) and the two eigenvector matrices, on x's device and dtype, kept."""
         key = (x.shape[-2], x.shape[-1], x.dtype, x.device)
         if key not in self._modes:
@@ -68,6 +91,11 @@ class GaussianChannelPrior:
         return self._modes[key]
 
     def _shrink(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | float]:
+        if self._full is not None:
+            values, vectors = self._full_basis(x)
+            kept = values / (values + sigma * sigma)
+            whole = ((x.flatten(-2) @ vectors.conj()) * kept) @ vectors.mT
+            return whole.view_as(x), (kept * sigma * sigma).mean()
         if self._rx is None and self._tx is None:
             # a number costs one small op less than a tensor, but reading it from a GPU would synchronise
             power = float(sigma) ** 2 if sigma.device.type == "cpu" else sigma * sigma

@@ -15,6 +15,7 @@ from ..ops.likelihood_score import likelihood_score
 from ..ops.pvd_update import pvd_update
 from ..reference import default_next_var
 from . import unchecked
+from .exact_score import exact_channel_score
 from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, pullback
 
 STREAM_H, STREAM_D, STREAM_H0, STREAM_D0, STREAM_PROBE = 1, 2, 3, 4, 5
@@ -29,6 +30,8 @@ class PVDConfig:
     equality over a codeword. J levels of Jin inner iterations, L samples each, noise levels from sigma_max down to
     sigma_min geometrically; zeta_h, zeta_d: step sizes. calibration: "secant" (probe of the encoder) or "moment"
     (match the residual energy). sample_noise=False evaluates at the means: deterministic given the initial draws.
+    exact_covariance: the channel's score with the covariance of the residual that its own uncertainty makes, instead of
+    (42)'s white one; needs "secant". It reaches LMMSE where the codeword is known; blindly it is not always better.
     """
 
     users: int = 1
@@ -44,6 +47,7 @@ class PVDConfig:
     zeta_d: float = 0.1
     calibration: str = "secant"
     sample_noise: bool = True
+    exact_covariance: bool = False
 
     def __post_init__(self) -> None:
         for name in ("users", "nt", "J", "Jin", "L"):
@@ -55,6 +59,8 @@ class PVDConfig:
             raise ValueError(f"PVDConfig: power must be positive, got {self.power}")
         if self.calibration not in ("secant", "moment"):
             raise ValueError(f"PVDConfig: calibration must be 'secant' or 'moment', got {self.calibration!r}")
+        if self.exact_covariance and self.calibration != "secant":
+            raise ValueError("PVDConfig: exact_covariance needs calibration 'secant'")
         object.__setattr__(self, "source_shape", tuple(self.source_shape))
 
     def schedule(self) -> list[float]:
@@ -161,12 +167,15 @@ class _Run:
             point = torch.addcmul(d0, var_d.sqrt().reshape(*var_d.shape, *(1,) * (d0.ndim - 2)), z)
         return self.owner.encode(point) - x
 
-    def _effective_noise(self, energy: Tensor, probe_x: Tensor, probe_y: Tensor, var_h: Tensor) -> Tensor:
+    def _effective_noise(
+        self, energy: Tensor, probe_x: Tensor, probe_y: Tensor, var_h: Tensor, *, channel: bool = True
+    ) -> Tensor:
+        """(42); channel=False leaves out what the channel's uncertainty makes of the denoised codeword."""
         c = self.config
         count = self.nr * self.blocks * self.slots
         if c.calibration == "moment":
             return torch.clamp_min(energy / count, self.noise_var)
-        x_energy = c.power * self.blocks * c.nt * self.slots
+        x_energy = c.power * self.blocks * c.nt * self.slots if channel else 0.0
         return unchecked.pvd_calibrate(self.noise_var, var_h, probe_x, probe_y, x_energy, self.nr, count)
 
     def _check_networks(self, x: Tensor, h0: Tensor, d0: Tensor) -> None:
@@ -190,11 +199,15 @@ class _Run:
         probe = self._probe(d0, var_d, x, n) if c.calibration == "secant" else None
         score_h, score_x, energy, probe_x, probe_y = unchecked.likelihood_score(self.y, h0, x, None, probe)
         s = self._effective_noise(energy, probe_x, probe_y, var_h)
+        s_h = s
+        if c.exact_covariance:
+            rest = self._effective_noise(energy, probe_x, probe_y, var_h, channel=False)
+            score_h, s_h = exact_channel_score(score_h, x, var_h, rest), torch.ones_like(s)
         next_level = j if n % c.Jin != c.Jin - 1 else j - 1
         next_var = 0.0 if last else self.levels[next_level][1]
         # torch's cotangent of a real loss is twice the Wirtinger score: the 2 of G_X is taken out of s
         for state, denoised, score, var in (
-            (self.h, h0, pull_h(score_h), s),
+            (self.h, h0, pull_h(score_h), s_h),
             (self.d, d0, pull_d(score_x), 0.5 * s),
         ):
             state.mean, state.sample = unchecked.pvd_update(

@@ -5,12 +5,15 @@ from pathlib import Path
 
 from ...data import load_digits
 from ..execution import add_execution, use_threads
+from . import train_channel
 from .demo import DemoSettings, run_demo
 from .evaluate import where
 from .experiment import Link, send_and_receive, summarise
 from .measures import pixel_variance
 from .networks import load_denoiser, load_encoder
 from .train import ENCODERS, train_all
+
+DIGITS, CHANNEL = "digits", "channel"
 
 
 def _reception(parser: ArgumentParser) -> None:
@@ -86,12 +89,21 @@ def add_train(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="of every network (default: 3000, 1300 and 4000)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
+    parser.add_argument(
+        "--part", choices=(DIGITS, CHANNEL), default=DIGITS, help="all networks for digits, or a channel prior"
+    )
+    parser.add_argument("--minutes", type=float, help=f"of --part {CHANNEL}: stop after that long, weights written")
+    parser.add_argument("--seed", type=int, default=0, help=f"of --part {CHANNEL}")
+    train_channel.add_arguments(parser)
     add_execution(parser)
 
 
 def train(args: Namespace) -> None:
-    """Train all networks into --out."""
+    """Train all networks for digits, or a channel prior, into --out."""
     use_threads(args)
+    if args.part == CHANNEL:
+        train_channel.execute(args)
+        return
     train_all(args.out, steps=args.steps, resume=args.resume, progress=not args.quiet)
 
 
