@@ -87,9 +87,9 @@ SF_HD scalar2<T> inner_columns(const pack_cols<T, W> (&r)[CT], const pack_cols<T
 
 // Rows of a tile of up to three column packs whose two accumulators each stay in registers: 24 of 32, or 12 of 16.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int tile_rows = 4;
+constexpr int packed_tile_rows = 4;
 #else
-constexpr int tile_rows = 2;
+constexpr int packed_tile_rows = 2;
 #endif
 
 // p[i][c] += sum_{m<n} a(i, m) * b(m, c), with conj(a) for a conjugating product: a tile of RT rows and CT column

@@ -24,7 +24,7 @@ template <class T>
 struct block_worker {
   static constexpr int W = native_width<T>, WC = W / 2, max_ct = 3;
   static constexpr int outer_from = WC < 4 ? WC : 4;  // streams from which lanes along m beat horizontal sums
-  static constexpr int max_rt = tile_rows;
+  static constexpr int max_rt = packed_tile_rows;
   using Col = pack_cols<T, W>;
   using Fwd = product<Col, false>;
   using Adj = product<Col, true>;

@@ -87,7 +87,7 @@ struct pilot_basis {
                          const Done& done) {
     int64_t i = 0;
     const auto at = [&](int k, int64_t c, Col v) SF_LAMBDA { done(i + k, c, v); };
-    for (; i + tile_rows <= rows; i += tile_rows) tiles<Conj, tile_rows>(x + i * stride, stride, n, panel, width, at);
+    for (; i + packed_tile_rows <= rows; i += packed_tile_rows) tiles<Conj, packed_tile_rows>(x + i * stride, stride, n, panel, width, at);
     for (; i < rows; ++i) tiles<Conj, 1>(x + i * stride, stride, n, panel, width, at);
   }
 };
