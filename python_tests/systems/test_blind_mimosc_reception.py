@@ -22,6 +22,7 @@ from semcom_fast.systems.blind_mimosc import (
 )
 from semcom_fast.systems.blind_mimosc.experiment import Outcome, join
 from semcom_fast.systems.blind_mimosc.measures import pixel_variance
+from semcom_fast.systems.evaluation import running_backend
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_evaluation_writes_each_row_when_done(tmp_path, monkeypatch, capsys):
     with out.open() as file:
         (row,) = csv.DictReader(file)
     assert row["encoder"] == "penalised" and row["snr_db"] == "20" and row["images"] == "4"
-    assert float(row["nmse_db"]) < -20 and row["backend"] == evaluate.running_backend()
+    assert float(row["nmse_db"]) < -20 and row["backend"] == running_backend()
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt

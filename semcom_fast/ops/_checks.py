@@ -98,6 +98,14 @@ def plain(t: Tensor) -> Tensor:
     return t if t.is_contiguous() else t.contiguous()
 
 
+def address(t: Tensor | None, keep: list[Tensor]) -> int:
+    """Where a kernel reads `t` from; `keep` pins what had to be copied."""
+    if t is None:
+        return 0
+    keep.append(plain(t))
+    return keep[-1].data_ptr()
+
+
 _tolerate: ContextVar[bool] = ContextVar("semcom_fast_tolerate_non_finite", default=False)
 
 

@@ -97,11 +97,3 @@ def check_draw(op: str, noise: Tensor | None, seed: Any, first_item: int) -> Non
         raise ValueError(f"{op}: first_item must not be negative, got {first_item}")
     if noise is None and seed is None:
         raise ValueError(f"{op} draws noise: pass seed= or noise=")
-
-
-def address(t: Tensor | None, keep: list[Tensor]) -> int:
-    """Where a kernel reads `t` from; `keep` pins what had to be copied."""
-    if t is None:
-        return 0
-    keep.append(_checks.plain(t))
-    return keep[-1].data_ptr()

@@ -137,14 +137,7 @@ def run_cpu(
     noise, seed, step, first_item = draw
     keep: list[Tensor] = []
 
-    def address(t: Tensor | None) -> int:
-        if t is None:
-            return 0
-        keep.append(_checks.plain(t))
-        return keep[-1].data_ptr()
-
     kernel_levels, d_row, d_symbol = levels_of_d(d)
-    keep.append(kernel_levels)
     x0 = inputs[1]
     table = [0.0 if v is None else _levels.cpu_level(over_rows(v, f), False, keep) for v in levels]
     bad, joined = getattr(require_core(), f"cpu_{op}")(
@@ -155,7 +148,7 @@ def run_cpu(
             1 if noise is not None else 0 if seed is None else 2,
         ),
         (*item_rows(f), d_row, d_symbol),
-        (*map(address, inputs), address(f), kernel_levels.data_ptr(), address(noise)),
+        tuple(_checks.address(t, keep) for t in (*inputs, f, kernel_levels, noise)),
         tuple(0 if t is None else t.data_ptr() for t in outputs),
         table,
         choices,

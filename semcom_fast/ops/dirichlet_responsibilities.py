@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._native import require_core
-from . import _checks, _levels, _pilots
+from . import _checks, _levels
 from ._arrays import array_function
 from ._register import Op, reference_vjp
 
@@ -22,7 +22,7 @@ def _cpu(L, D, gamma0, gamma, eta):
     rho, after = torch.empty((b, e), dtype=L.dtype), torch.empty((b, e), dtype=L.dtype)
     keep: list[Tensor] = []
     bad = require_core().cpu_dirichlet_responsibilities(
-        L.dtype is torch.float64, (b, e), tuple(_pilots.address(t, keep) for t in (L, D, gamma0, gamma)), eta,
+        L.dtype is torch.float64, (b, e), tuple(_checks.address(t, keep) for t in (L, D, gamma0, gamma)), eta,
         (rho.data_ptr(), after.data_ptr()),
     )  # fmt: skip
     if bad >= 0 and not _checks.tolerating_non_finite():

@@ -32,7 +32,7 @@ def _cpu(eps, h, steps, alpha_bar, w, yv, u, s, noise_var, tau_index, seed, firs
     bad = require_core().cpu_elbo_reduce(
         (h.dtype is torch.complex128, 2 if noise is None else 1, u.ndim == 3),
         (b, n_steps, e, nr, nt, u.shape[-1]),
-        tuple(_pilots.address(t, keep) for t in (eps, h, yv, u, s, noise)),
+        tuple(_checks.address(t, keep) for t in (eps, h, yv, u, s, noise)),
         (steps.tolist(), alpha_bar.tolist(), w.tolist(), tau_index),
         _levels.cpu_level(noise_var, False, keep),
         (_levels.to_int(seed), 0, STREAM, first_item),

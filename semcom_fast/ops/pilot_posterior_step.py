@@ -26,7 +26,7 @@ def _cpu(h_t, eps, weights, yv, u, s, noise_var, alpha_bar, beta, lam, x0) -> Te
     if not out.numel():
         return out
     keep: list[Tensor] = []
-    operands = tuple(_pilots.address(t, keep) for t in (h_t, eps, weights, yv, u, s))
+    operands = tuple(_checks.address(t, keep) for t in (h_t, eps, weights, yv, u, s))
     bad = require_core().cpu_pilot_posterior_step(
         (h_t.dtype is torch.complex128, x0, u.ndim == 3),
         (*eps.shape[:2], *h_t.shape[1:], u.shape[-1]),

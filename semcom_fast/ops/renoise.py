@@ -27,7 +27,7 @@ def _cpu(h, steps, alpha_bar, seed, first_item, noise) -> Tensor:
     bad = require_core().cpu_renoise(
         (h.dtype is torch.complex128, 2 if noise is None else 1),
         (*out.shape[:2], h[0].numel()),
-        tuple(_pilots.address(t, keep) for t in (h, noise)),
+        tuple(_checks.address(t, keep) for t in (h, noise)),
         (steps.tolist(), alpha_bar.tolist()),
         (_levels.to_int(seed), 0, STREAM, first_item),
         out.data_ptr(),

@@ -1,12 +1,19 @@
-"""What the evaluations of the systems share: jobs measured one by one, with what each gave kept on disk."""
+"""What the evaluations of the systems share: jobs measured one by one with what each gave kept on disk, what a number was
+made with, and by what a network is recognised."""
 
+import hashlib
+import shutil
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
+from torch import nn
 
+from .. import _backend, _native
 from ..data.kept import whole_file
 from ..errors import require_extra
 
@@ -65,3 +72,37 @@ class KeptEvaluation(ABC, Generic[Job]):
                     with whole_file(path) as file:
                         np.savez(file, **self.found[job])  # type: ignore[arg-type]
         return self.found[job]
+
+
+def where() -> dict[str, str]:
+    """What the numbers were made with: kernels, threads, torch, commit of the source tree."""
+    return {
+        "backend": running_backend(),
+        "isa": _native.info().get("cpu level running", "none"),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+
+
+def running_backend() -> str:
+    """The backend that the receiver's ops run on for CPU tensors."""
+    return _backend.select("likelihood_score", ("cpu", "cuda"), torch.device("cpu"))
+
+
+def _commit() -> str:
+    """The commit of the source tree this runs from, "-dirty" when it has changes; "unknown" outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a network's state, by which what it computed is recognised."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+    return digest.hexdigest()

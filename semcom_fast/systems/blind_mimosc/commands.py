@@ -4,10 +4,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ...data import load_digits
+from ..evaluation import where
 from ..execution import add_execution, use_threads
 from . import train_channel
 from .demo import DemoSettings, run_demo
-from .evaluate import where
 from .experiment import Link, send_and_receive, summarise
 from .measures import pixel_variance
 from .networks import load_denoiser, load_encoder

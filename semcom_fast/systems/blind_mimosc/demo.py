@@ -11,7 +11,7 @@ from torch import Tensor
 from ...data import load_digits
 from ...errors import require_extra
 from ...receivers import PVDConfig
-from .evaluate import where
+from ..evaluation import where
 from .experiment import Link, Outcome, Summary, send_and_receive, summarise
 from .figure import Curve, Row, draw
 from .measures import mean_codeword_fraction, pixel_variance

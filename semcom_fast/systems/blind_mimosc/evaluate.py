@@ -8,8 +8,6 @@ nmse_median_db the median over all items, median_gap_db that median minus the or
 
 import argparse
 import csv
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import NamedTuple, TextIO
 
 import torch
 
-from ... import _native
 from ...data import load_digits
 from ...errors import require_extra
+from ..evaluation import where
 from .experiment import Link, Summary, join, send_and_receive, summarise
 from .measures import pixel_variance
 from .networks import load_denoiser, load_encoder
@@ -38,33 +36,6 @@ class Case(NamedTuple):
 CASES = (Case("penalised", 1, 1), Case("plain", 1, 1), Case("plain", 1, 4), Case("penalised", 2, 1))
 CASE_FIELDS = ("encoder", "users", "starts", "snr_db", "K", "Nr", "Nt", "T", "images", "channel_seeds")
 WHERE_FIELDS = ("backend", "isa", "threads", "torch", "commit")
-
-
-def where() -> dict[str, str]:
-    """What the numbers were made with: kernels, threads, torch, commit of the source tree."""
-    return {
-        "backend": running_backend(),
-        "isa": _native.info().get("cpu level running", "none"),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    """The commit of the source tree this runs from, "-dirty" when it has changes; "unknown" outside one."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-
-
-def running_backend() -> str:
-    """The backend that the receiver's ops run on for CPU tensors."""
-    from ... import _backend
-
-    return _backend.select("likelihood_score", ("cpu", "cuda"), torch.device("cpu"))
 
 
 def evaluate_case(case: Case, snr_db: float, *, images: int, channel_seeds: int, progress: bool = False) -> Summary:

@@ -32,11 +32,10 @@ from ...data import load_digits
 from ...data.images import data_home
 from ...links import channel_nmse, noise_var_from_snr_db, transmit
 from ...receivers import PVD, GaussianChannelPrior, PVDConfig
-from ..evaluation import Figures, KeptEvaluation
+from ..evaluation import Figures, KeptEvaluation, where
 from ..sgd_jscc.evaluate import write_table
 from .channel_laws import ChannelLaw
 from .channel_prior import load_channel_denoiser
-from .evaluate import where
 from .experiment import SUCCESS_DB, Link
 from .measures import pixel_variance
 from .networks import load_denoiser, load_encoder

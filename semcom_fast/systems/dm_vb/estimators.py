@@ -15,7 +15,7 @@ from ...baselines.lasso import lasso_channel
 from ...baselines.rls import rls_channel
 from ...receivers.vb_moe import ExpertBank, VBMoE
 from ...receivers.vb_moe_config import VBMoEConfig
-from ..sgd_jscc.latents import fingerprint
+from ..evaluation import fingerprint
 from .bank import GroupedExperts
 from .channels import ARRAYS, KINDS, NR, NT, PROFILES, SCARCE, TRAIN, ChannelSet, exact_moments, load_set
 from .gaussian_experts import GaussianExpert

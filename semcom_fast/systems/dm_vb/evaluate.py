@@ -25,8 +25,7 @@ from torch import Tensor
 
 from ...data.images import data_home
 from ...links.snr import noise_var_from_snr_db
-from ..blind_mimosc.evaluate import where
-from ..evaluation import Figures, KeptEvaluation
+from ..evaluation import Figures, KeptEvaluation, where
 from .channels import ARRAYS, KINDS, NT, PROFILES, load_set
 from .estimators import LABELS, MAIN, Estimate, Estimators, Setting
 from .link import pilot_count, qpsk_pilots, transmit

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...data.images import data_home
-from ..blind_mimosc.evaluate import where
+from ..evaluation import where
 from .estimators import LABELS, Estimators, fast_networks
 from .evaluate import Evaluation, Figures, Job, Protocol, evaluate, gain_db, gains_path, mean_db, selection
 from .figure import Curve, Strip, Sweep, draw

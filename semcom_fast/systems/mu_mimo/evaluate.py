@@ -27,7 +27,7 @@ from ...data.photos import PhotoCrops
 from ...data.stamps import StampsTask
 from ...errors import require_extra
 from ...links import noise_var_from_snr_db, psnr, ssim
-from ..blind_mimosc.evaluate import where
+from ..evaluation import where
 from .batches import SCENARIOS, SPACING_HZ
 from .networks import SHIPPED_SUBCARRIERS, available_heads, available_variants, load_head, load_system
 from .system import MuMimoSystem

@@ -17,7 +17,7 @@ import torch
 
 from ...data import subcarrier_frequencies, tapped_channels
 from ...links import mu_mimo_ofdm as link
-from ..blind_mimosc.evaluate import where
+from ..evaluation import where
 from .batches import SPACING_HZ
 from .system import MuMimoSystem, SystemConfig
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...data.photos import PhotoCrops, figure_photographs
 from ...links import psnr
-from ..blind_mimosc.evaluate import where
+from ..evaluation import where
 from .evaluate import (
     PSNR_CAP_DB,
     CsvRows,

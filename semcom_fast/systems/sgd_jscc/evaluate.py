@@ -33,9 +33,7 @@ from ...data.photos import PhotoCrops
 from ...links.metrics import psnr, ssim
 from ...links.perceptual import edge_f1, frechet_distance, latent_features, ms_ssim
 from ...receivers.waterfill_config import WaterfillConfig
-from ..blind_mimosc.evaluate import where
-from ..evaluation import Figures, KeptEvaluation
-from .latents import fingerprint
+from ..evaluation import Figures, KeptEvaluation, fingerprint, where
 from .link import CHANNELS, LinkConfig, send
 from .receiver import ReceiverConfig, Sent, SgdJscc, load_system
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ...data.images import data_home
@@ -16,15 +16,6 @@ from .autoencoder import Autoencoder
 from .edge_codec import EdgeCodec
 
 _BLOCK = 128
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a network's state, by which what it computed is recognised."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
-    return digest.hexdigest()
 
 
 @torch.no_grad()

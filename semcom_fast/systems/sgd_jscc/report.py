@@ -13,7 +13,7 @@ from ...data.images import data_home
 from ...data.photos import PhotoCrops, figure_photographs
 from ...links.metrics import psnr, ssim
 from ...links.perceptual import ClipScore, Inception, Lpips, WeightsNotGiven
-from ..blind_mimosc.evaluate import where
+from ..evaluation import where
 from .evaluate import (
     MAIN,
     SNRS_DB,

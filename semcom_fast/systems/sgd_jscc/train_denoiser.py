@@ -18,6 +18,7 @@ from ...data.captions import caption_of
 from ...data.edges import kept_edges
 from ...data.photos import PhotoCrops
 from ...receivers.schedules import SigmoidSchedule
+from ..evaluation import fingerprint
 from ..fitting import TimedFit
 from ..mu_mimo.train import IMAGE_LICENCE
 from .autoencoder import Autoencoder
@@ -28,7 +29,7 @@ from .denoiser_networks import CONTROL, DENOISER, load_control, load_dit, withou
 from .denoiser_settings import DenoiserFitSettings, DenoiserTrainSettings
 from .dit import DiT, DiTConfig
 from .edge_codec import EdgeCodec
-from .latents import LatentSource, corrupted, encoded, fingerprint, kept, received
+from .latents import LatentSource, corrupted, encoded, kept, received
 from .text import HashedBagOfWords
 
 SCHEDULE = SigmoidSchedule()
