@@ -1,5 +1,6 @@
 """What the receivers are compared with."""
 
+from .dps import dps_receive
 from .gaussian_mixture import GaussianEstimator, GaussianMixtureEstimator, Moments, pooled_moments, sample_moments
 from .langevin import diffusion_score, langevin_channel
 from .lasso import LassoInfo, lasso_channel
@@ -14,6 +15,7 @@ __all__ = [
     "Moments",
     "WienerDenoiser",
     "diffusion_score",
+    "dps_receive",
     "gaussian_pilots",
     "langevin_channel",
     "lasso_channel",

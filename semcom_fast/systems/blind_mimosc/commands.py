@@ -11,9 +11,13 @@ from .demo import DemoSettings, run_demo
 from .experiment import Link, send_and_receive, summarise
 from .measures import pixel_variance
 from .networks import load_denoiser, load_encoder
+from .photo_settings import PARTS, PhotoTrainSettings
+from .report_photos import PhotoRunSettings, run_photos
 from .train import ENCODERS, train_all
+from .train_photos import train_photos
 
-DIGITS, CHANNEL = "digits", "channel"
+DIGITS, CHANNEL, PHOTOS = "digits", "channel", "photos"
+SNR_DB = 10.0
 
 
 def _reception(parser: ArgumentParser) -> None:
@@ -45,34 +49,74 @@ def demo(args: Namespace) -> None:
     )
 
 
+def _images(text: str) -> int | str:
+    return PHOTOS if text == PHOTOS else int(text)
+
+
 def add_run(parser: ArgumentParser) -> None:
-    link = Link()
-    parser.add_argument("--snr", type=float, default=10.0, metavar="DB", help="per receive antenna, all streams")
+    link, photos = Link(), PhotoRunSettings()
+    parser.add_argument(
+        "--snr", type=float, nargs="+", metavar="DB", help="per receive antenna (default: 10; photos: 10, 20)"
+    )
     parser.add_argument("--encoder", choices=sorted(ENCODERS), default="penalised")
-    parser.add_argument("--images", type=int, default=24, help="held-out digits to send")
-    parser.add_argument("--starts", type=int, default=1, help="restarts per image, the best by residual energy kept")
+    parser.add_argument(
+        "--images", type=_images, default=24, metavar="N|photos",
+        help="held-out digits to send; or photos: 32x32 grey crops of held-out photographs, with all baselines",
+    )  # fmt: skip
+    parser.add_argument("--starts", type=int, default=1, help="restarts per digit, the best by residual energy kept")
     parser.add_argument("--users", type=int, default=link.users)
     parser.add_argument("--blocks", type=int, default=link.blocks, metavar="K")
     parser.add_argument("--nr", type=int, default=link.nr)
     parser.add_argument("--nt", type=int, default=link.nt)
     parser.add_argument("--slots", type=int, default=link.slots, metavar="T")
+    only = parser.add_argument_group("with --images photos (K, Nr, Nt, T = 8, 8, 2, 16)")
+    only.add_argument("--crops", type=int, default=photos.crops, help="held-out crops (default: %(default)s)")
+    only.add_argument(
+        "--photos", choices=("bundled", "fetched", "all"), default=photos.photos,
+        help="test photos: inside scikit-image and scikit-learn, those tools/get_photos.sh fetched, or both",
+    )  # fmt: skip
+    only.add_argument("--receivers", nargs="+", default=list(photos.receivers), metavar="NAME", help="default: all")
+    only.add_argument("--bf16", action="store_true", help="denoiser in bfloat16")
+    only.add_argument("--out", type=Path, default=photos.out, metavar="PNG", help="picture; table beside it as CSV")
     _reception(parser)
 
 
+def _run_photos(args: Namespace) -> None:
+    run_photos(
+        PhotoRunSettings(
+            out=args.out,
+            encoder=args.encoder,
+            crops=args.crops,
+            photos=args.photos,
+            snrs_db=tuple(args.snr or PhotoRunSettings().snrs_db),
+            receivers=tuple(args.receivers),
+            seed=args.seed,
+            bf16=args.bf16,
+            weights=args.weights,
+            progress=not args.quiet,
+        )
+    )
+
+
 def run(args: Namespace) -> None:
-    """One setting at one SNR; prints every figure of its summary, one per line."""
+    """Digits: one setting at one SNR; prints every figure of its summary, one per line. Photographs: a report."""
     use_threads(args)
+    if args.images == PHOTOS:
+        _run_photos(args)
+        return
+    if args.snr and len(args.snr) != 1:
+        raise ValueError(f"--snr takes one value for digits, got {len(args.snr)}")
     link = Link(args.blocks, args.nr, args.nt, args.slots, args.users)
     encoder = load_encoder(args.encoder, link.blocks, link.nt, link.slots, users=link.users, folder=args.weights)
     digits = load_digits()
     if not 1 <= args.images <= len(digits.test):
-        raise ValueError(f"--images must be 1 to {len(digits.test)}, got {args.images}")
+        raise ValueError(f"--images must be 1 to {len(digits.test)}, or photos; got {args.images}")
     outcome = send_and_receive(
         link,
         encoder,
         load_denoiser(args.weights),
         digits.test[: args.images],
-        args.snr,
+        args.snr[0] if args.snr else SNR_DB,
         seed=args.seed,
         restarts=args.starts,
         progress=not args.quiet,
@@ -87,24 +131,50 @@ def add_train(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out/blind_mimosc"), metavar="DIR", help="default: %(default)s"
     )
-    parser.add_argument("--steps", type=int, help="of every network (default: 3000, 1300 and 4000)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
     parser.add_argument(
-        "--part", choices=(DIGITS, CHANNEL), default=DIGITS, help="all networks for digits, or a channel prior"
-    )
-    parser.add_argument("--minutes", type=float, help=f"of --part {CHANNEL}: stop after that long, weights written")
-    parser.add_argument("--seed", type=int, default=0, help=f"of --part {CHANNEL}")
+        "--part", choices=(DIGITS, CHANNEL, *PARTS), default=DIGITS,
+        help="all networks for digits, a channel prior, or one of the networks for photographs",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, help="of every network (default: what the shipped weights were given)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
+    parser.add_argument("--minutes", type=float, help="stop after that long, weights written (not with --part digits)")
+    parser.add_argument("--seed", type=int, default=0, help="(not with --part digits)")
     train_channel.add_arguments(parser)
+    only = parser.add_argument_group(f"photographs (--part {' | '.join(PARTS)}; needs tools/get_photos.sh)")
+    only.add_argument(
+        "--batch", type=int, default=PhotoTrainSettings().batch, help="crops a step (default: %(default)s)"
+    )
+    only.add_argument("--rate", type=float, help="learning rate (default: the part's)")
+    only.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="of the networks; auto: bfloat16 where the processor has instructions for it",
+    )  # fmt: skip
     add_execution(parser)
 
 
 def train(args: Namespace) -> None:
-    """Train all networks for digits, or a channel prior, into --out."""
+    """Train all networks for digits, a channel prior, or one of the networks for photographs, into --out."""
     use_threads(args)
     if args.part == CHANNEL:
         train_channel.execute(args)
         return
-    train_all(args.out, steps=args.steps, resume=args.resume, progress=not args.quiet)
+    if args.part == DIGITS:
+        train_all(args.out, steps=args.steps, resume=args.resume, progress=not args.quiet)
+        return
+    train_photos(
+        PhotoTrainSettings(
+            part=args.part,
+            steps=args.steps,
+            batch=args.batch,
+            rate=args.rate,
+            seed=args.seed,
+            out=args.out,
+            minutes=args.minutes,
+            bf16={"auto": None, "fp32": False, "bf16": True}[args.precision],
+            resume=args.resume,
+            progress=not args.quiet,
+        )
+    )
 
 
 COMMANDS = {"demo": (add_demo, demo), "run": (add_run, run), "train": (add_train, train)}

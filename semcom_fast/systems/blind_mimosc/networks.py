@@ -1,13 +1,22 @@
-"""The networks a Blind-MIMOSC receiver on digits is built from, loaded and ready to use."""
+"""The networks Blind-MIMOSC receivers are built from, loaded and ready to use."""
 
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ... import weights
 from .codec import DigitEncoder
 from .denoiser import DigitDenoiser
+from .photo_codec import PhotoCodec, PhotoCodecConfig
+from .photo_denoiser import PhotoDenoiser, UNetConfig
 from .train import DENOISER, ENCODERS
+
+PHOTO_CODEC = "blind_mimosc_photo_codec"
+PHOTO_CODEC_PLAIN = "blind_mimosc_photo_codec_plain"
+PHOTO_DENOISER = "blind_mimosc_photo_denoiser"
+PHOTO_CODECS = {"penalised": PHOTO_CODEC, "plain": PHOTO_CODEC_PLAIN}
 
 
 def _ready(module: nn.Module, name: str, folder: Path | None):
@@ -39,3 +48,26 @@ def load_encoder(
     if blocks * nt * slots != DigitEncoder().symbols:
         raise ValueError(f"these weights make {DigitEncoder().symbols} symbols, not K*Nt*T = {blocks * nt * slots}")
     return _ready(DigitEncoder(blocks, nt, slots, users=users), ENCODERS[variant], folder)
+
+
+def _photo_network(network, config, name: str, folder: Path | None):
+    card = weights.load(name, folder)[1]
+    module = network(config(**card["config"]))
+    convert_conv2d_weight_memory_format(module, torch.channels_last)
+    return _ready(module, name, folder)
+
+
+def load_photo_codec(variant: str = "penalised", folder: Path | None = None) -> PhotoCodec:
+    """The trained encoder and decoder of 32x32 grey photographs, "penalised" or "plain".
+
+    Raises:
+        ValueError: unknown variant. FileNotFoundError: no such weights in `folder` (None: those shipped).
+    """
+    if variant not in PHOTO_CODECS:
+        raise ValueError(f"unknown codec {variant!r}: choose one of {', '.join(PHOTO_CODECS)}")
+    return _photo_network(PhotoCodec, PhotoCodecConfig, PHOTO_CODECS[variant], folder)
+
+
+def load_photo_denoiser(folder: Path | None = None) -> PhotoDenoiser:
+    """The trained U-Net denoiser of 32x32 grey photographs, as `load_photo_codec`."""
+    return _photo_network(PhotoDenoiser, UNetConfig, PHOTO_DENOISER, folder)
