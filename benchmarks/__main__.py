@@ -19,6 +19,7 @@ STEMS = [
     "philox_normal",
     "power_normalise",
     "pvd_calibrate",
+    "pvd_channel_step",
     "rzf_precode",
     "rzf_matrix",
     "lmmse_equalise",

@@ -61,6 +61,34 @@ void sum_energies(const sf::block_args& a, void* energy, void* probe_x, void* pr
   }
 }
 
+// inputs = (y, x, probe, mean, anchor, sample, noise); strides = batch strides of y, x, probe in complex entries;
+// outputs = (mean, sample, score_x, energy, probe_x, probe_y); levels = (sigma, sigma_above, zeta, score_var, next_var,
+// var); at = (seed, step, stream, first_item)
+int64_t channel_step(bool is_double, const sizes6& n, const std::array<uintptr_t, 7>& inputs, const sizes3& strides,
+                     const std::array<uintptr_t, 6>& outputs, const std::array<py::handle, 6>& levels, int draw,
+                     double scale, const std::tuple<uint64_t, int64_t, int64_t, int64_t>& at) {
+  sf::channel_step_args a{};
+  sf::block_args& s = a.score = block(is_double, n);
+  s.y = in(inputs[0]), s.x = in(inputs[1]), s.probe = in(inputs[2]), s.out_x = out(outputs[2]);
+  std::tie(s.y_b, s.x_b, s.probe_b) = strides;
+  std::vector<double> scratch(size_t(s.b * s.k * (2 + s.u)));
+  s.energies = scratch.data();
+  sf::pvd_args& p = a.move;
+  p.l = 1, p.b = s.b, p.g = s.u, p.e = 2 * s.k * s.nr * s.nt, p.is_double = is_double;
+  p.mean = in(inputs[3]), p.anchor = in(inputs[4]), p.sample = in(inputs[5]), p.noise = in(inputs[6]);
+  p.new_mean = out(outputs[0]), p.new_sample = out(outputs[1]);
+  p.sigma = as_level(levels[0]), p.sigma_above = as_level(levels[1]), p.zeta = as_level(levels[2]);
+  p.score_var = as_level(levels[3]), a.var = as_level(levels[5]);
+  p.default_next_var = levels[4].is_none();
+  if (!p.default_next_var) p.next_var = as_level(levels[4]);
+  p.draw = draw, p.scale = scale;
+  p.key = key(std::get<0>(at), std::get<1>(at), std::get<2>(at), std::get<3>(at));
+  const int64_t bad = run(sf::kernels().pvd_channel_step, a);
+  is_double ? sum_energies<double>(s, out(outputs[3]), out(outputs[4]), out(outputs[5]))
+            : sum_energies<float>(s, out(outputs[3]), out(outputs[4]), out(outputs[5]));
+  return bad;
+}
+
 // flags = (double, rows, m_form, pinv, refuse_zero); sizes = (n, K, M, T, stride of h, alpha_run, items)
 using rzf_flags = std::tuple<bool, bool, bool, bool, bool>;
 
@@ -211,6 +239,7 @@ void bind_cpu(py::module_& m) {
     std::tie(a.var_h_b, a.var_h_u, a.probe_x_b, a.probe_x_u, a.probe_y_b) = strides;
     return run(sf::kernels().pvd_calibrate, a);
   });
+  m.def("cpu_pvd_channel_step", &channel_step);
   m.def("cpu_power_normalise",
         [](bool d, int64_t b, int64_t n, double scale, uintptr_t z, uintptr_t x, uintptr_t norm) {
           sf::normalise_args a{d, b, n, scale, in(z), nullptr, out(x), out(norm), sf::torch_pool(), -1};

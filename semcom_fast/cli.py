@@ -1,4 +1,4 @@
-"""The command `semcom-fast`: demo, run, train, bench and info."""
+"""The command `semcom-fast`: demo, run, train, sweep, bench and info."""
 
 import argparse
 import importlib
@@ -17,11 +17,13 @@ SYSTEMS = {
     "mu-mimo": "semcom_fast.systems.mu_mimo.commands",
     "sgd-jscc": "semcom_fast.systems.sgd_jscc.commands",
 }
+ALIASES = {"pvd": "blind-mimosc"}  # the receiver's name, for its system
 DEFAULT_SYSTEM = "blind-mimosc"
 VERBS = {
     "demo": "show a system at work: a table and one picture, in about a minute",
     "run": "one setting of a system, its figures printed",
     "train": "train a system's networks; may be stopped and resumed",
+    "sweep": "SNRs, seeds and settings of a system into one CSV; may be stopped and resumed",
 }
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 
@@ -36,9 +38,14 @@ class _Parser(argparse.ArgumentParser):
 def _system(verb: str, rest: list[str]) -> None:
     """`rest` is everything after the verb: an optional system name, then that system's own options."""
     name = rest.pop(0) if rest and not rest[0].startswith("-") else DEFAULT_SYSTEM
+    name = ALIASES.get(name, name)
     if name not in SYSTEMS:
-        raise ValueError(f"no system named {name!r}; there: {', '.join(SYSTEMS)}")
-    add, execute = importlib.import_module(SYSTEMS[name]).COMMANDS[verb]
+        also = ", ".join(f"{short} for {full}" for short, full in ALIASES.items())
+        raise ValueError(f"no system named {name!r}; there: {', '.join(SYSTEMS)} ({also})")
+    commands = importlib.import_module(SYSTEMS[name]).COMMANDS
+    if verb not in commands:
+        raise ValueError(f"{name} has no command {verb!r}; there: {', '.join(commands)}")
+    add, execute = commands[verb]
     parser = _Parser(prog=f"semcom-fast {verb} {name}", description=VERBS[verb])
     add(parser)
     execute(parser.parse_args(rest))

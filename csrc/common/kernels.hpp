@@ -60,6 +60,15 @@ struct pvd_args {  // mean, anchor [B,G,E]; sample, denoised, score, noise [L,B,
   int64_t bad;  // out: lowest item with a non-finite result, -1 if none
 };
 
+// Scores at the denoised channels w * sample, then the update of the channels with them; `move` has L = 1, a group per
+// user and reals [K,Nr,Nt,2], `score` everything else. Its h and out_h stay in cache: they are not read here.
+struct channel_step_args {
+  block_args score;
+  pvd_args move;
+  level var;    // of a channel entry
+  int64_t bad;  // out: lowest item with a non-finite result or a level out of range, -1 if none
+};
+
 struct normalise_args {  // z, g [B,n] reals; norm [B]
   int32_t is_double;
   int64_t b, n;
@@ -223,6 +232,7 @@ struct kernel_table {
   void (*philox_normal)(normal_args&);
   void (*pvd_update)(pvd_args&);
   void (*pvd_calibrate)(calibrate_args&);
+  void (*pvd_channel_step)(channel_step_args&);
   void (*power_normalise)(normalise_args&);
   void (*power_normalise_vjp)(normalise_args&);
   void (*rzf_precode)(rzf_args&);

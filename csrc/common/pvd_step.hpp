@@ -21,6 +21,10 @@ SF_HD double pvd_default_next_var(double sigma, double above) {
   return sigma * sigma * (above * above - sigma * sigma) / (above * above);
 }
 
+// The denoiser of an i.i.d. Gaussian channel, E[h|x] = w x with w = v/(v + sigma^2). It is linear and self-adjoint, so
+// the score of the sample is w times that of the denoised channel: score_var/w in place of score_var.
+SF_HD double gaussian_weight(double var, double sigma) { return var / (var + sigma * sigma); }
+
 template <class L, class T>
 SF_HD L pvd_increment(const pvd_coefficients<T>& c, L anchor, L sample, L denoised, L score) {
   return (anchor - sample) * L(c.pull) + (denoised - sample) * L(c.rho) + score * L(c.score);

@@ -37,6 +37,14 @@ struct block_worker {
   void* memory;
   Col bad;  // 0 until a result is not finite, then NaN
 
+  // Channels and channel scores of blocks `first` on, `user` blocks apart per user, kept in cache: where they stand in
+  // for the arrays of `a`.
+  struct slab {
+    const T* h;
+    T* gh;
+    int64_t user, first;
+  } near{};
+
   explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
     const int64_t row = max_ct * W,
                   need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
@@ -53,8 +61,14 @@ struct block_worker {
   }
   ~block_worker() { free(memory); }
 
+  int64_t near_block(int64_t u, int64_t k) const { return 2 * (u * near.user + k - near.first) * a.nr * a.nt; }
   const T* h_of(int64_t b, int64_t u, int64_t k) const {
+    if (near.h) return near.h + near_block(u, k);
     return static_cast<const T*>(a.h) + 2 * (b * a.h_b + (u * a.k + k) * a.nr * a.nt);
+  }
+  T* gh_of(int64_t b, int64_t u, int64_t k) const {
+    if (near.gh) return near.gh + near_block(u, k);
+    return static_cast<T*>(a.out_h) + 2 * ((b * a.u + u) * a.k + k) * a.nr * a.nt;
   }
   static const T* x_of(const block_args& a, const void* x, int64_t stride, int64_t b, int64_t u, int64_t k) {
     return static_cast<const T*>(x) + 2 * (b * stride + (u * a.k + k) * a.nt * a.t);
@@ -233,7 +247,7 @@ struct block_worker {
   void store_gh(int64_t b, int64_t k, T scale) {
     Col seen = Col::zero();
     for (int64_t u = 0; u < a.u; ++u) {
-      T* dst = static_cast<T*>(a.out_h) + 2 * ((b * a.u + u) * a.k + k) * a.nr * a.nt;
+      T* dst = gh_of(b, u, k);
       for (int64_t r = 0; r < a.nr; ++r) {
         const T* src = gh + r * MV * W + 2 * u * a.nt;
         for (int64_t m = 0; m < a.nt; m += WC) {
@@ -287,26 +301,36 @@ struct block_worker {
     if constexpr (Mode == mode::score) store_gh(b, k, scale);
     energy[0] += double(bad.v.sum());  // 0, or NaN where a result is not finite
   }
+
+  // One block, and whether its results and energies are finite.
+  template <mode Mode>
+  bool good_block(int64_t b, int64_t k, double* energy) {
+    block<Mode>(b, k, energy);
+    double total = 0;  // also the probe's energies
+    for (int64_t e = 0; e < 2 + a.u; ++e) total += energy[e];
+    return total - total == 0 && !(a.energies && sizeof(T) == 4 && total > 3.4028234e38);
+  }
 };
+
+// Estimated nanoseconds a block; a slice is worth a thread when it takes about 20 us.
+template <class T>
+inline int64_t block_work(const block_args& a) {
+  const int64_t m = a.u * a.nt, packs = a.t / block_worker<T>::WC + 1;
+  return 60 + a.nr * m * packs * 3 / 2 + (a.nr + m) * a.t / 2;
+}
 
 // All blocks, split over torch's threads at block borders, so the thread count cannot change a bit.
 template <mode Mode, class T>
 void run_blocks(block_args& a) {
   a.bad = -1;
-  // a slice is worth a thread when it takes about 20 us; the estimate is in nanoseconds a block
-  const int64_t m = a.u * a.nt, packs = a.t / block_worker<T>::WC + 1;
-  const int64_t work = 60 + a.nr * m * packs * 3 / 2 + (a.nr + m) * a.t / 2;
-  const int64_t grain = 20000 / work + 1;
+  const int64_t grain = 20000 / block_work<T>(a) + 1;
   parallel_for(a.pool, a.b * a.k, grain, [&](int64_t begin, int64_t end) {
     block_worker<T> worker(a);
     double small[2 + 62];
     double* own = a.u <= 62 ? small : static_cast<double*>(malloc(size_t(2 + a.u) * sizeof(double)));
     for (int64_t i = begin; i < end; ++i) {
       double* energy = a.energies ? a.energies + i * (2 + a.u) : own;
-      worker.template block<Mode>(i / a.k, i % a.k, energy);
-      double total = 0;  // also the probe's energies
-      for (int64_t e = 0; e < 2 + a.u; ++e) total += energy[e];
-      if (!(total - total == 0) || (a.energies && sizeof(T) == 4 && total > 3.4028234e38)) note_lowest(a.bad, i);
+      if (!worker.template good_block<Mode>(i / a.k, i % a.k, energy)) note_lowest(a.bad, i);
     }
     if (own != small) free(own);
   });

@@ -1,9 +1,7 @@
 // new_mean = mean + zeta*[...] averaged over L samples, new_sample = new_mean + sqrt(next_var) * noise, in one pass.
 // Work is cut into chunks of one item's reals; a chunk draws its normals into L1 first, so the arithmetic loop streams.
-#include "../common/pvd_step.hpp"
 #include "draws.hpp"
-#include "levels.hpp"
-#include "packs.hpp"
+#include "update_run.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -39,14 +37,8 @@ struct row {  // a run of reals with one set of levels
           fetch_reals(mean + i), fetch_reals(anchor + i), fetch_reals(sample + i);
           fetch_reals(denoised + i), fetch_reals(score + i);
         });
-      each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA {
-        const P v = get(from + i, m) +
-                    pvd_increment(c, get(anchor + i, m), get(sample + i, m), get(denoised + i, m), get(score + i, m));
-        put(new_mean + i, v, m);
-        const P drawn = fused && a.draw ? v + amp * get(noise + i, m) : v;
-        bad = bad + (drawn - drawn);
-        if (fused) put(fused + i, drawn, m);
-      });
+      bad = bad + update_run<T>{from, anchor, sample, denoised, score, a.draw ? noise : nullptr, new_mean, fused}.move(
+                      c, amp, n);
     }
     for (int64_t l = 0; a.l > 1 && l < a.l; ++l) {
       if (a.draw == 2) buffer.fill(a.key, uint64_t(b), l, first, skip + n, a.scale);

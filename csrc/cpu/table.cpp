@@ -12,6 +12,7 @@ void likelihood_score(block_args&);
 void philox_normal(normal_args&);
 void pvd_update(pvd_args&);
 void pvd_calibrate(calibrate_args&);
+void pvd_channel_step(channel_step_args&);
 void power_normalise(normalise_args&);
 void power_normalise_vjp(normalise_args&);
 void rzf_precode(rzf_args&);
@@ -32,16 +33,28 @@ void dirichlet_responsibilities(dirichlet_args&);
 
 extern const kernel_table SF_TABLE_NAME(SF_ISA);
 const kernel_table SF_TABLE_NAME(SF_ISA) = {
-    blockdiag_apply,      blockdiag_adjoint,
-    likelihood_score,     philox_normal,
-    pvd_update,           pvd_calibrate,
-    power_normalise,      power_normalise_vjp,
-    rzf_precode,          rzf_precode_vjp,
-    lmmse_equalise,       cir_to_ofdm,
-    cdl_channels,         cdl_rays,
-    waterfill_equalise,   waterfill_inject,
-    waterfill_step,       waterfill_step_authors,
-    pilot_posterior_step, renoise,
-    elbo_reduce,          dirichlet_responsibilities,
+    blockdiag_apply,
+    blockdiag_adjoint,
+    likelihood_score,
+    philox_normal,
+    pvd_update,
+    pvd_calibrate,
+    pvd_channel_step,
+    power_normalise,
+    power_normalise_vjp,
+    rzf_precode,
+    rzf_precode_vjp,
+    lmmse_equalise,
+    cir_to_ofdm,
+    cdl_channels,
+    cdl_rays,
+    waterfill_equalise,
+    waterfill_inject,
+    waterfill_step,
+    waterfill_step_authors,
+    pilot_posterior_step,
+    renoise,
+    elbo_reduce,
+    dirichlet_responsibilities,
 };
 }  // namespace sf

@@ -29,15 +29,17 @@ def test_steps_are_those_of_the_definition():
     encoder, _, h, y = _case()
     steps, high, low, noise_var, scale = 3, 2.0, 0.1, 0.1, 0.7
     got = dps_receive(y, h, noise_var, encoder, gaussian, source_shape=(N,), steps=steps, sigma_max=high,
-                      sigma_min=low, scale=scale, seed=5)  # fmt: skip
+                      sigma_min=low, scale=scale, channel_error=0.2, seed=5)  # fmt: skip
     levels = [low * (high / low) ** (j / steps) for j in range(steps + 1)]
     d = high * philox_normal((3, 1, N), seed=5, stream=4, dtype=torch.float64)
     for j in (2, 1, 0):
         leaf = d.clone().requires_grad_()
         above, sigma = levels[j + 1], levels[j]
-        d0 = gaussian(leaf, torch.tensor(above, dtype=torch.float64))[0]
+        d0, var = gaussian(leaf, torch.tensor(above, dtype=torch.float64))
         energy = (y - blockdiag_apply(h, encoder(d0))).abs().square().flatten(1).sum(1)
-        s = (energy.detach() / y[0].numel()).clamp_min(noise_var)
+        z = philox_normal((3, 1, N), seed=5, step=steps - j, stream=5, dtype=torch.float64)
+        probe = encoder(d0.detach() + var.sqrt().unsqueeze(-1) * z) - encoder(d0.detach())
+        s = noise_var + 0.2 + blockdiag_apply(h, probe).abs().square().flatten(1).sum(1) / y[0].numel()
         (gradient,) = torch.autograd.grad((energy / s).sum(), leaf)
         gap = above**2 - sigma**2
         d = d + gap / above**2 * (d0.detach() - d) - scale * gap * gradient

@@ -70,6 +70,10 @@ def _packet_samples(dtype):
             (*many, *levels, None, None, step, 0, 0),
         ],
         "pvd_calibrate": [(torch.rand(2, dtype=real) + 0.1, var, var + 1, var[:, 0].contiguous(), 3.0, 4, 12)],
+        "pvd_channel_step": [
+            (y, x, h, h + 1, 2 * h, x + 1, h * 1j, *levels, _scalar(0.3), var + 1, None, step, 1, 0),
+            (y, x[:1].clone(), h, h + 1, 2 * h, None, None, *levels, None, _scalar(1.0), seed, step, 1, 5),
+        ],
         "philox_normal": [
             ((2, 3), seed, step, 1, 5, real, torch.device("cpu")),
             ((0,), seed, step, 0, 0, dtype, torch.device("cpu")),
@@ -136,6 +140,21 @@ def test_dispatcher_equals_eager(name):
             *a[:5], noise=a[5], sigma=a[6], sigma_above=a[7], zeta=a[8], score_var=a[9]
         ),
         "pvd_calibrate": lambda n, v, p, q, e, nr, c: sf.pvd_calibrate(n, v, p, q, x_energy=e, nr=nr, count=c),
+        "pvd_channel_step": lambda y, x, m, a, s, p, n, *lv: sf.pvd_channel_step(
+            y,
+            x,
+            m,
+            a,
+            s,
+            probe=p,
+            noise=n,
+            sigma=lv[0],
+            sigma_above=lv[1],
+            zeta=lv[2],
+            score_var=lv[3],
+            next_var=lv[4],
+            var=lv[5],
+        ),
         "philox_normal": lambda s, k, t, st, f, d, dev: sf.philox_normal(
             s, seed=k, step=t, stream=st, first_item=f, dtype=d
         ),

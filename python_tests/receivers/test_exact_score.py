@@ -22,29 +22,39 @@ def test_formula():
     within(got, want, 1e-11 * want.abs().max(), "exact channel score")
 
 
-def _case(users, nt, noise_var):
+def _case(users, nt, noise_var, variances=None):
+    """Codewords, channels with a variance per user, what is received, and the LMMSE estimate that knows all of these."""
     x = sf.power_normalise(draw(B, users, K, nt, T, seed=11))[0]
-    h, y = link(B, users, K, NR, x, noise_var)
+    scale = torch.tensor(variances or [1.0] * users, dtype=torch.float64)
+    h, y = link(B, users, K, NR, x * scale.sqrt().reshape(-1, 1, 1, 1), noise_var)
     tall = x.permute(0, 2, 1, 3, 4).reshape(B, 1, K, users * nt, T)
-    load = torch.linalg.inv(tall @ tall.mH + noise_var * torch.eye(users * nt, dtype=torch.float64))
+    load = torch.linalg.inv(tall @ tall.mH + noise_var * torch.diag(1 / scale.repeat_interleave(nt)))
     best = (y.unsqueeze(1) @ tall.mH) @ load
+    h = h * scale.sqrt().reshape(-1, 1, 1, 1)
     return x, h, y, best.reshape(B, K, NR, users, nt).permute(0, 3, 1, 2, 4)
 
 
-@pytest.mark.parametrize("users, nt", [(1, 1), (2, 2)])
-def test_reaches_lmmse(users, nt):
-    """X known, Gaussian codewords, 20 dB, no sample noise: within 1e-3 of LMMSE's error of LMMSE; with (42) it is not."""
-    noise_var = users * nt / 100
-    x, h, y, best = _case(users, nt, noise_var)
+@pytest.mark.parametrize("users, nt, variances", [(1, 1, None), (2, 2, None), (2, 2, [2.0, 0.02])])
+def test_reaches_lmmse(users, nt, variances):
+    """X known, Gaussian codewords, 20 dB, no sample noise: within 1e-3 of LMMSE's error of LMMSE; with (42) it is not.
 
-    def share(**changes):
+    Also where the users' channels have different variances, each with its own prior.
+    """
+    noise_var = users * nt / 100
+    x, h, y, best = _case(users, nt, noise_var, variances)
+    prior = [sf.GaussianChannelPrior(v) for v in variances] if variances else sf.GaussianChannelPrior()
+
+    def share(prior, **changes):
         config = sf.PVDConfig(users=users, nt=nt, source_shape=(1,), sample_noise=False, **changes)
-        receiver = sf.PVD(KnownCodeword(x), sf.GaussianChannelPrior(), GaussianSource(), config)
+        receiver = sf.PVD(KnownCodeword(x), prior, GaussianSource(), config)
         got = receiver.run(y, noise_var, seed=1).h
         return (got - best).abs().square().sum() / (best - h).abs().square().sum()
 
-    within(share(exact_covariance=True), torch.tensor(0.0), 1e-3, f"exact covariance, U={users} Nt={nt}")
-    assert float(share()) > 1e-3
+    within(share(prior, exact_covariance=True), torch.tensor(0.0), 1e-3, f"exact covariance, U={users} {variances}")
+    if variances:  # one prior for both is another estimator
+        assert float(share(sf.GaussianChannelPrior(), exact_covariance=True)) > 1e-2
+    else:
+        assert float(share(prior)) > 1e-3
 
 
 def test_blind_run_and_options():

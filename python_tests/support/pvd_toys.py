@@ -49,13 +49,14 @@ class GaussianSource:
 
 
 class KnownCodeword:
-    """An encoder that ignores its source: the codeword of every image is known to the receiver."""
+    """An encoder that ignores its source: the codeword of every image (and sample) is known to the receiver."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
 
     def __call__(self, d: Tensor) -> Tensor:
-        return self.x + 0 * d.sum()
+        x = self.x if len(d) == len(self.x) else self.x.repeat(len(d) // len(self.x), 1, 1, 1, 1)
+        return x + 0 * d.sum()
 
 
 def link(batch: int, users: int, k: int, nr: int, x: Tensor, noise_var: float, seed: int = 70) -> tuple[Tensor, Tensor]:
@@ -63,6 +64,21 @@ def link(batch: int, users: int, k: int, nr: int, x: Tensor, noise_var: float, s
     h = draw(batch, users, k, nr, x.shape[-2], seed=seed).to(x.dtype)
     y = torch.matmul(h, x).sum(1)
     return h, y + noise_var**0.5 * draw(*y.shape, seed=seed + 1).to(x.dtype)
+
+
+def _denoise(denoiser, x, sigma):
+    """One callable (with one level for all), or one per user with the user's own level sigma[u]."""
+    if not isinstance(denoiser, list):
+        return denoiser(x, sigma[0] if bool((sigma == sigma[0]).all()) else sigma)
+    pairs = [f(x[:, u], sigma[u]) for u, f in enumerate(denoiser)]
+    return torch.stack([m for m, _ in pairs], 1), torch.stack([v for _, v in pairs], 1)
+
+
+def explicit_channel_score(residual, x, var_h, noise_var):
+    """R C^-1 X_u^H with the covariance C = noise_var I + sum_u v_u X_u^H X_u of a row of the residual written out."""
+    spread = (var_h[..., None, None, None] * (x.mH @ x)).sum(1)
+    covariance = spread + noise_var[:, None, None, None] * torch.eye(x.shape[-1], dtype=x.dtype)
+    return (residual @ torch.linalg.inv(covariance)).unsqueeze(1) @ x.mH
 
 
 def pvd_by_hand(y, noise_var, encoder, denoiser_h, denoiser_d, c, *, seed, first_item=0):
@@ -73,28 +89,32 @@ def pvd_by_hand(y, noise_var, encoder, denoiser_h, denoiser_d, c, *, seed, first
     """
     b, k, nr, t = y.shape
     real, count = y.real.dtype, nr * k * t
-    s = [c.sigma_min * (c.sigma_max / c.sigma_min) ** (j / c.J) for j in range(c.J + 1)]
     shapes = {"h": (b, c.users, k, nr, c.nt), "d": (b, c.users, *c.source_shape)}
+    per_user = {name: torch.tensor(getattr(c, name), dtype=torch.float64).expand(c.users).clone()
+                for name in ("sigma_min", "sigma_max", "zeta_h", "zeta_d")}  # fmt: skip
+    s = [per_user["sigma_min"] * (per_user["sigma_max"] / per_user["sigma_min"]) ** (j / c.J) for j in range(c.J + 1)]
+
+    def of_users(level, which):  # [U] against a state [B,U,...]
+        return level.reshape(-1, *(1,) * (len(shapes[which]) - 2)).to(real)
 
     def normal(which, stream, step):
         kind = y.dtype if which == "h" else real
         return sf.philox_normal(shapes[which], seed=seed, step=step, stream=stream, first_item=first_item, dtype=kind)
 
-    anchor = {w: s[c.J] * normal(w, stream, 0) for w, stream in (("h", 3), ("d", 4))}
-    mean = {w: s[c.J - 1] * normal(w, stream, 1) for w, stream in (("h", 3), ("d", 4))}
-    n, variances = 0, []
+    anchor = {w: of_users(s[c.J], w) * normal(w, stream, 0) for w, stream in (("h", 3), ("d", 4))}
+    mean = {w: of_users(s[c.J - 1], w) * normal(w, stream, 1) for w, stream in (("h", 3), ("d", 4))}
+    n, variances, last = 0, [], [None] * c.L
     for j in range(c.J - 1, -1, -1):
         delta = s[j + 1] ** 2 - s[j] ** 2
-        lam = s[j] ** 2 * delta / s[j + 1] ** 2
-        sigma = torch.tensor(s[j], dtype=real)
+        spread = (s[j] ** 2 * delta / s[j + 1] ** 2).sqrt() * c.sample_noise
+        sigma = s[j].to(real)
         for _ in range(c.Jin):
             step = {"h": 0, "d": 0}
             for i in range(c.L):
-                spread = lam**0.5 if c.sample_noise else 0.0
-                h = (mean["h"] + spread * normal("h", 1 + 16 * i, n)).requires_grad_(True)
-                d = (mean["d"] + spread * normal("d", 2 + 16 * i, n)).requires_grad_(True)
-                h0, var_h = denoiser_h(h, sigma)
-                d0, var_d = denoiser_d(d, sigma)
+                h = (mean["h"] + of_users(spread, "h") * normal("h", 1 + 16 * i, n)).requires_grad_(True)
+                d = (mean["d"] + of_users(spread, "d") * normal("d", 2 + 16 * i, n)).requires_grad_(True)
+                h0, var_h = _denoise(denoiser_h, h, sigma)
+                d0, var_d = _denoise(denoiser_d, d, sigma)
                 x = encoder(d0)
                 residual = y - torch.matmul(h0, x).sum(1)
                 energy = residual.abs().square().sum((1, 2, 3))
@@ -102,18 +122,24 @@ def pvd_by_hand(y, noise_var, encoder, denoiser_h, denoiser_d, c, *, seed, first
                     z = normal("d", 5 + 16 * i, n)
                     spread_d = var_d.sqrt().reshape(b, c.users, *(1,) * len(c.source_shape))
                     dx = (encoder(d0 + spread_d * z) - x).detach()
-                    gain = nr * var_h * (c.power * k * c.nt * t + dx.abs().square().sum((2, 3, 4)))
-                    var = noise_var + (gain.sum(1) + torch.matmul(h0, dx).sum(1).abs().square().sum((1, 2, 3))) / count
+                    moved, received = dx.abs().square().sum((2, 3, 4)), torch.matmul(h0, dx).sum(1)
+                    rest = noise_var + ((nr * var_h * moved).sum(1) + received.abs().square().sum((1, 2, 3))) / count
+                    var = rest + (nr * var_h * c.power * k * c.nt * t).sum(1) / count
                 else:
                     var = torch.clamp_min(energy / count, noise_var)
                 var = var.detach()
-                log_density = -(energy / var).sum()
-                g_h = torch.autograd.grad(log_density, h, retain_graph=True)[0] / 2  # torch gives d_re + i d_im
+                used, last[i] = (last[i] if c.lagged_noise and n else var), var
+                log_density = -(energy / used).sum()
+                if c.exact_covariance:
+                    score = explicit_channel_score(residual, x, var_h, rest).detach()
+                    g_h = torch.autograd.grad(h0, h, score, retain_graph=True)[0]
+                else:
+                    g_h = torch.autograd.grad(log_density, h, retain_graph=True)[0] / 2  # torch gives d_re + i d_im
                 g_d = torch.autograd.grad(log_density, d)[0]
-                rho = delta / s[j] ** 2
                 for w, at, den, g in (("h", h, h0, g_h), ("d", d, d0, g_d)):
-                    step[w] = step[w] + ((anchor[w] - at) + rho * (den - at) + delta * g).detach() / c.L
-            mean = {w: mean[w] + (c.zeta_h if w == "h" else c.zeta_d) * step[w] for w in mean}
+                    rho, gain = of_users(delta / s[j] ** 2, w), of_users(delta, w)
+                    step[w] = step[w] + ((anchor[w] - at) + rho * (den - at) + gain * g).detach() / c.L
+            mean = {w: mean[w] + of_users(per_user[f"zeta_{w}"], w) * step[w] for w in mean}
             variances.append(var)
             n += 1
         anchor = dict(mean)

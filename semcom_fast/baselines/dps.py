@@ -8,7 +8,7 @@ from torch import Tensor
 from ..ops import likelihood_score, philox_normal, pvd_update
 from ..receivers.users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, pullback
 
-_STREAM, _START_STREAM = 2, 4  # those of the source in the blind receiver
+_STREAM, _START_STREAM, _PROBE_STREAM = 2, 4, 5  # those of the source in the blind receiver
 
 
 def dps_receive(
@@ -23,6 +23,7 @@ def dps_receive(
     sigma_max: float = 100.0,
     sigma_min: float = 0.01,
     scale: float = 1.0,
+    channel_error: float | Tensor = 0.0,
     seed: int = 0,
     first_item: int = 0,
     on_step: Callable[[int], None] | None = None,
@@ -37,14 +38,21 @@ def dps_receive(
             - \zeta D \nabla_d \frac{|Y - \sum_u H_u f_u(\hat d_0(d))|^2}{s} + \sqrt{D s_j^2/s_{j+1}^2}\, z
 
     the ancestral step of a variance-exploding diffusion plus the likelihood gradient through denoiser and encoder. Its
-    variance s = max(noise_var, |R|^2/(Nr K T)) takes the place of the norm that diffusion posterior sampling divides by:
-    it covers both the source's uncertainty and the error of `h`.
+    variance takes the place of the norm that diffusion posterior sampling divides by; it is the noise's, plus what the
+    channel's error makes of the codeword, plus what is left of the source's uncertainty v at this level, in form of one
+    secant of the encoder, averaged over the received entries:
+
+    .. math:: s = \sigma_n^2 + e_H + \frac{1}{N_r K T} |\sum_u H_u \Delta X_u|^2, \quad
+              \Delta X_u = f_u(\hat d_0 + \sqrt{v} z') - f_u(\hat d_0)
+
+    Dividing by the residual's own energy instead lets a start that explains nothing stay where it is.
 
     Args:
         y: [B,K,Nr,T] complex; h: [B,U,K,Nr,Nt], estimated; noise_var: E|n|^2 per entry.
         encoder, denoiser: as of :class:`semcom_fast.PVD`, for U = h.shape[1] users.
         source_shape: of one source. steps: N, one denoiser and one encoder call each, with their gradients.
-        scale: zeta. seed, first_item: of the draws. on_step: called after each step with the level left.
+        scale: zeta. channel_error: e_H, the variance of (H - h) X per received entry, a number or [B].
+        seed, first_item: of the draws. on_step: called after each step with the level left.
 
     Returns:
         d [B,U,*source_shape].
@@ -53,7 +61,7 @@ def dps_receive(
         ValueError: fewer than one step, sigma_max <= sigma_min, or shapes that disagree.
 
     Source: H. Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems", Algorithm 1, as the
-    baseline of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
+    baseline of "Blind MIMO Semantic Communication via Parallel Variational Diffusion"; s as in that paper's eq. (42).
     """
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(f"need steps >= 1 and 0 < sigma_min < sigma_max, got {steps}, {sigma_min}, {sigma_max}")
@@ -68,10 +76,15 @@ def dps_receive(
         above, sigma = levels[j + 1], levels[j]
         with torch.enable_grad():
             leaf = d.detach().requires_grad_(True)
-            d0 = denoise(leaf, torch.as_tensor(above, dtype=d.dtype, device=d.device))[0]
+            d0, var = denoise(leaf, torch.as_tensor(above, dtype=d.dtype, device=d.device))
             x = encode(d0)
-        found = likelihood_score(y, h, x.detach())
-        variance = (found.energy / count).clamp_min(noise_var)
+        spread = var.detach().clamp(0, above**2).sqrt().reshape(*var.shape, *(1,) * len(source_shape))
+        z = philox_normal(d.shape, seed=seed, step=steps - j, stream=_PROBE_STREAM, first_item=first_item,
+                          dtype=d.dtype, device=d.device)  # fmt: skip
+        probe = encode(d0.detach() + spread * z) - x.detach()
+        found = likelihood_score(y, h, x.detach(), probe=probe)
+        assert found.probe_y is not None
+        variance = noise_var + channel_error + found.probe_y / count
         # torch's cotangent of a real loss is twice the Wirtinger score; the update's zeta turns its D/s_j^2 into the
         # D/s_{j+1}^2 of an ancestral step, and the gradient is freed of it again.
         gradient = pullback(x, leaf)(2 * scale * found.score_x)

@@ -1,6 +1,6 @@
 """The public ops: checks, autograd and dispatch around the kernels of csrc/ and semcom_fast/triton/."""
 
-from ..reference import LikelihoodScore, PilotSVD
+from ..reference import LikelihoodScore, PilotSVD, PVDChannelStep
 from ._cdl_rays import CDLRays
 from .blockdiag_adjoint import blockdiag_adjoint
 from .blockdiag_apply import blockdiag_apply
@@ -16,6 +16,7 @@ from .pilot_posterior_step import pilot_posterior_step
 from .pilot_svd import pilot_svd
 from .power_normalise import power_normalise
 from .pvd_calibrate import pvd_calibrate
+from .pvd_channel_step import pvd_channel_step
 from .pvd_update import pvd_update
 from .renoise import renoise
 from .rzf_matrix import rzf_matrix
@@ -28,6 +29,7 @@ from .waterfill_step_authors import waterfill_step_authors
 __all__ = [
     "CDLRays",
     "LikelihoodScore",
+    "PVDChannelStep",
     "PilotSVD",
     "blockdiag_adjoint",
     "blockdiag_apply",
@@ -43,6 +45,7 @@ __all__ = [
     "pilot_svd",
     "power_normalise",
     "pvd_calibrate",
+    "pvd_channel_step",
     "pvd_update",
     "renoise",
     "rzf_matrix",

@@ -1,7 +1,9 @@
 """The receiver loops: they order calls of ops and networks and hold no numerics of their own."""
 
+from .precision import CallChange, call_change, change_bound, half_precision
 from .priors import GaussianChannelPrior
 from .pvd import PVD, DivergedError, PVDConfig, PVDLevel, PVDResult
+from .pvd_batches import run_in_batches
 from .schedules import SigmoidSchedule
 from .second_order import ScoreDenoiser
 from .vb_moe import VBMoE, VBMoEResult
@@ -12,6 +14,7 @@ from .waterfill_ddim import WaterfillDDIM, WaterfillStep
 
 __all__ = [
     "PVD",
+    "CallChange",
     "DivergedError",
     "Expert",
     "ExpertBank",
@@ -29,5 +32,9 @@ __all__ = [
     "WaterfillDDIM",
     "WaterfillStep",
     "WaterfillTables",
+    "call_change",
+    "change_bound",
+    "half_precision",
     "linear_schedule",
+    "run_in_batches",
 ]

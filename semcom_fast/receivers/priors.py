@@ -36,12 +36,15 @@ class GaussianChannelPrior:
         cov_rx: receive covariance [Nr, Nr], cov_tx: transmit covariance [Nt, Nt]; identity when one is omitted.
         cov: instead of both, the covariance E[vec h vec h^H] [Nr Nt, Nr Nt] of the row-major vec h, index i*Nt + j.
 
-    Calling it as a PVD denoiser: ``(x [B,U,K,Nr,Nt], sigma 0-d) -> (mean like x, var [B,U])``. It is linear and
-    self-adjoint, so `vjp` needs no autograd.
+    Calling it as a PVD denoiser: ``(x [...,K,Nr,Nt], sigma) -> (mean like x, var [...])``, with x [B,U,K,Nr,Nt] as the one
+    denoiser of all users, with x [B,K,Nr,Nt] as one user's in a list. sigma is 0-d, or [U] with a level per user of
+    x [B,U,K,Nr,Nt]. The map is linear and self-adjoint, so `vjp` needs no autograd.
 
     Source: section on Gaussian channels, equations (38) and (40) of "Blind MIMO Semantic Communication via Parallel
     Variational Diffusion".
     """
+
+    per_user_sigma = True  # sigma may be [U]
 
     def __init__(
         self,
@@ -61,6 +64,11 @@ class GaussianChannelPrior:
         self._tx = None if cov_tx is None else _eigen(cov_tx, "cov_tx")
         self._last: tuple = (None, None)
         self._modes: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    @property
+    def white(self) -> bool:
+        """Whether the entries are i.i.d., with no covariance given."""
+        return self._full is None and self._rx is None and self._tx is None
 
     def _full_basis(self, x: Tensor) -> tuple[Tensor, ...]:
         """Eigenvalues [Nr Nt] (real) and eigenvectors of the covariance of vec h, on x's device and dtype, kept."""
@@ -91,25 +99,36 @@ class GaussianChannelPrior:
         return self._modes[key]
 
     def _shrink(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The denoised x, and its variance per entry: 0-d, [U] where sigma is, or a number."""
+        per_user = sigma.ndim == 1
         if self._full is not None:
             values, vectors = self._full_basis(x)
-            kept = values / (values + sigma * sigma)
+            level = sigma[:, None, None] if per_user else sigma
+            kept = values / (values + level * level)
             whole = ((x.flatten(-2) @ vectors.conj()) * kept) @ vectors.mT
-            return whole.view_as(x), (kept * sigma * sigma).mean()
-        if self._rx is None and self._tx is None:
+            return whole.view_as(x), self._average(kept * level * level, per_user)
+        if self.white:
+            if per_user:
+                noise = sigma * sigma
+                weights = self.var / (self.var + noise)
+                return x * weights[:, None, None, None], weights * noise
             # a number costs one small op less than a tensor, but reading it from a GPU would synchronise
             power = float(sigma) ** 2 if sigma.device.type == "cpu" else sigma * sigma
             weight = self.var / (self.var + power)
             return x * weight, weight * power
         modes, ur, ut = self._basis(x)
-        power = sigma * sigma
-        weight = modes / (modes + power)
+        noise = (sigma * sigma)[:, None, None, None] if per_user else sigma * sigma
+        weight = modes / (modes + noise)
         shrunk = ur @ ((ur.mH @ x @ ut.conj()) * weight) @ ut.mT
-        return shrunk, (weight * power).mean()
+        return shrunk, self._average(weight * noise, per_user)
+
+    @staticmethod
+    def _average(var: Tensor, per_user: bool) -> Tensor:
+        return var.flatten(1).mean(1) if per_user else var.mean()
 
     def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         mean, var = self._shrink(x, sigma)
-        shape = x.shape[:2]
+        shape = x.shape[:-3]
         if isinstance(var, float):
             key = (var, shape, x.dtype)
             if self._last[0] != key:  # one level lasts many calls

@@ -76,8 +76,8 @@ class ScoreDenoiser:
     Args:
         score: (x, sigma) -> S like x, the Wirtinger derivative d/dx^* for complex x (half of what `torch.autograd.grad`
             of a real log density gives).
-        trace: (x, sigma) -> [B,U]: the trace over all entries of x[b,u]; complex: tr d^2 ln p/dx dx^* (a quarter of the
-            Laplacian over real and imaginary parts).
+        trace: (x, sigma) -> [B,U], or [B] as one user's in a list: the trace over all entries of x[b,u]; complex:
+            tr d^2 ln p/dx dx^* (a quarter of the Laplacian over real and imaginary parts).
 
     For networks that come in this form. Both sums cancel at large sigma; the mean then errs by sigma^2 times the error
     of the score, so never let S pass through half precision. The loop clamps var to [0, sigma^2].
@@ -89,4 +89,5 @@ class ScoreDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         noise = sigma * sigma
         mean = torch.add(x, self.score(x, sigma) * noise)
-        return mean, variance_of_trace(self.trace(x, sigma), sigma, x[0, 0].numel() if x.numel() else 1)
+        trace = self.trace(x, sigma)
+        return mean, variance_of_trace(trace, sigma, x.numel() // max(trace.numel(), 1) or 1)

@@ -11,6 +11,7 @@ likelihood_score = OPS["likelihood_score"].run
 philox_normal = OPS["philox_normal"].run
 pilot_posterior_step = OPS["pilot_posterior_step"].run
 pvd_calibrate = OPS["pvd_calibrate"].run
+pvd_channel_step = OPS["pvd_channel_step"].run
 pvd_update = OPS["pvd_update"].run
 renoise = OPS["renoise"].run
 waterfill_inject = OPS["waterfill_inject"].run

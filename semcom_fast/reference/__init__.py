@@ -18,6 +18,7 @@ from .pilot_posterior_step import pilot_posterior_step
 from .pilot_svd import PilotSVD, pilot_svd
 from .power_normalise import power_normalise
 from .pvd_calibrate import pvd_calibrate
+from .pvd_channel_step import PVDChannelStep, pvd_channel_step
 from .pvd_update import default_next_var, pvd_update
 from .renoise import renoise
 from .rzf_matrix import rzf_matrix
@@ -29,6 +30,7 @@ from .waterfill_step_authors import waterfill_step_authors
 
 __all__ = [
     "LikelihoodScore",
+    "PVDChannelStep",
     "PilotSVD",
     "blockdiag_adjoint",
     "blockdiag_apply",
@@ -47,6 +49,7 @@ __all__ = [
     "pilot_svd",
     "power_normalise",
     "pvd_calibrate",
+    "pvd_channel_step",
     "pvd_update",
     "renoise",
     "rzf_matrix",

@@ -14,6 +14,7 @@ from . import (
     pilot_posterior_step,
     power_normalise,
     pvd_calibrate,
+    pvd_channel_step,
     pvd_update,
     renoise,
     waterfill_equalise,
@@ -64,6 +65,45 @@ def _updates(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     yield "pvd_update explicit noise, L=2", functools.partial(call, base, mode="noise", samples=2)
     yield "pvd_update no draw", functools.partial(call, base, mode="none")
     yield "pvd_update no draw, L=2", functools.partial(call, base, mode="none", samples=2)
+
+
+def _channel_step(size: tuple[int, ...], dtype: torch.dtype, device: torch.device, **switches: Any) -> None:
+    """One launch of `pvd_channel_step` on blocks (U, K, Nr, Nt, T); number levels, as far as the loop has numbers."""
+    u, k, nr, nt, t = size
+    ones = functools.partial(torch.ones, dtype=dtype, device=device)
+    state, x, y = ones(2, u, k, nr, nt, 2), ones(2, u, k, nt, t, 2), ones(2, k, nr, t, 2)
+    probe, mode = x if switches.pop("probe", True) else None, switches.pop("mode", "draw")
+    cell, flag = (torch.zeros(1, dtype=kind, device=device) for kind in (torch.int64, torch.int32))
+    level = (torch.ones(2, dtype=torch.float64, device=device), 0, 1, 0)
+    item = (ones(2), 0, 1, 0)
+    levels = pvd_channel_step.ChannelLevels(level, level, 0.1, item, None if mode == "noise" else level, 1.0)
+    if switches.pop("numbers", False):
+        levels = pvd_channel_step.ChannelLevels(0.5, 0.7, 0.1, item, 0.2, 1.0)
+    pvd_channel_step.run(
+        y, x, probe, state, state, state, state if mode == "noise" else None, levels,
+        seed=cell if mode == "draw" else None, step=cell, flag=flag,
+        out=(state.clone(), state.clone(), x.clone(), ones(2), ones(2 if probe is not None else 0, u), ones(2)),
+    )  # fmt: skip
+
+
+_BLOCKS = (
+    (1, 8, 4, 1, 8),
+    (4, 12, 4, 1, 24),
+    (1, 8, 8, 2, 16),
+    (1, 2, 64, 8, 24),
+    (1, 2, 128, 16, 24),
+    (2, 3, 3, 3, 5),
+)
+
+
+def _channel_steps(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    call = functools.partial(_channel_step, dtype=dtype, device=device)
+    for size in _BLOCKS:
+        yield f"pvd_channel_step {'x'.join(map(str, size))}", functools.partial(call, size)
+    yield "pvd_channel_step 1x8x8x2x16 no probe", functools.partial(call, _BLOCKS[2], probe=False)
+    yield "pvd_channel_step 1x8x8x2x16 numbers", functools.partial(call, _BLOCKS[2], numbers=True)
+    for mode in ("noise", "none"):
+        yield f"pvd_channel_step 1x8x8x2x16 {mode}", functools.partial(call, _BLOCKS[2], mode=mode)
 
 
 def _flat(n: int, dtype: torch.dtype, device: torch.device, **switches: Any) -> object:
@@ -164,6 +204,7 @@ def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32
         counted = functools.partial(philox_normal.run, 2, 1536, cell, cell, dtype=dtype, device=device)
         yield "philox_normal 1536, cells", counted
         yield from _updates(dtype, device)
+        yield from _channel_steps(dtype, device)
         for n in (24, 300, 1536, 9216, 33):
             z = torch.ones((2, n), dtype=dtype, device=device)
             flag = torch.zeros(1, dtype=torch.int32, device=device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._launch import fits_32_bits
 from ._waterfill_args import LevelLike, Levels, level_argument
-from .philox import _pair, words
+from .philox import stream_normals
 
 STREAM = tl.constexpr(8)  # of docs/conventions.md
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -61,11 +61,7 @@ def add_product_adjoint(acc_re, acc_im, a_re, a_im, b_re, b_im):
 @triton.jit
 def complex_normals(entry, step, item, k0, k1, DOUBLE: tl.constexpr):
     """(re, im) of circular normals, entries `entry` (uint32, any shape): reals 2e and 2e+1, times sqrt(1/2)."""
-    zero = tl.zeros_like(entry)
-    w0, w1, w2, w3 = words(entry >> 1, step + zero, item + zero, STREAM + zero, k0, k1)
-    odd = (entry & 1) != 0
-    re, im = _pair(tl.where(odd, w2, w0), tl.where(odd, w3, w1), DOUBLE)
-    return re * 0.70710678118654752, im * 0.70710678118654752
+    return stream_normals(entry, step, item, STREAM, k0, k1, DOUBLE)
 
 
 class Tiles(NamedTuple):

@@ -178,6 +178,16 @@ def normals(quad, step, item, stream, k0, k1, DOUBLE: tl.constexpr):
 
 
 @triton.jit
+def stream_normals(entry, step, item, stream, k0, k1, DOUBLE: tl.constexpr):
+    """(re, im) of circular normals, entries `entry` (uint32, any shape): reals 2e and 2e+1, times sqrt(1/2)."""
+    zero = tl.zeros_like(entry)
+    w0, w1, w2, w3 = words(entry >> 1, step + zero, item + zero, stream + zero, k0, k1)
+    odd = (entry & 1) != 0
+    re, im = _pair(tl.where(odd, w2, w0), tl.where(odd, w3, w1), DOUBLE)
+    return re * 0.70710678118654752, im * 0.70710678118654752
+
+
+@triton.jit
 def key(seed, seed_high, SEED_TENSOR: tl.constexpr):
     """The two key words from a Python integer's words or from an int64 cell on the device."""
     if SEED_TENSOR:

@@ -54,11 +54,7 @@ class AntennaConv(KeepsDerived):
 
     def matrix(self) -> Tensor:
         """Toeplitz matrix [n in, n out]: rows by antenna, then input; columns by antenna, then output."""
-        if not self._frozen(self.weight):
-            return self._matrix()
-        if "matrix" not in self._derived:
-            self._derived["matrix"] = self._matrix()
-        return self._derived["matrix"]
+        return self._kept("matrix", self.weight, self._matrix)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.antennas <= _DENSE_UP_TO:
@@ -160,7 +156,8 @@ class ChannelDenoiser(nn.Module):
         """Mean [N,Nr,2 Nt] and the head's raw output [N] at noisy features and levels sigma [N] or [1]."""
         level = sigma[:, None, None]
         c_in = (level.square() + 1).rsqrt()
-        residual, raw = self._network(noisy * c_in, sigma)
+        # under autocast the network alone is in bfloat16: its rounding counts c_out times, that of x would sigma times
+        residual, raw = (out.to(noisy.dtype) for out in self._network(noisy * c_in, sigma))
         return torch.addcmul(noisy * c_in.square(), residual, level * c_in), raw
 
     def trace(self, raw: Tensor, sigma: Tensor) -> Tensor:

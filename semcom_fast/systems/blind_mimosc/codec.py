@@ -70,28 +70,22 @@ class DigitEncoder(KeepsDerived):
 
     def _prepare(self) -> tuple[Tensor, ...]:
         """Transposed weights and biases of the three layers."""
-        frozen = self._frozen(self.last.weight)
-        if frozen and "layers" in self._derived:
-            return self._derived["layers"]
         last = (self.last.weight.t(), self.last.bias) if self.users == 1 else self._distinct_last()
-        parts = (self.first.weight.t(), self.first.bias, self.second.weight.t(), self.second.bias, *last)
-        if frozen:
-            self._derived["layers"] = parts
-        return parts
+        return self.first.weight.t(), self.first.bias, self.second.weight.t(), self.second.bias, *last
 
     def forward(self, d: Tensor) -> Tensor:
         if d.ndim != 3 or d.shape[1] != self.users:
             raise ValueError(
                 f"this encoder serves {self.users} user(s): need d [B,{self.users},n], got {tuple(d.shape)}"
             )
-        w1, b1, w2, b2, w3, b3 = self._prepare()
+        w1, b1, w2, b2, w3, b3 = self._kept("layers", self.last.weight, self._prepare)
         h = functional.silu(torch.addmm(b1, d.reshape(-1, d.shape[-1]), w1))
         h = functional.silu(torch.addmm(b2, h, w2))
         if self.users == 1:
             z = torch.addmm(b3, h, w3)
         else:
             z = torch.baddbmm(b3, h.view(-1, self.users, h.shape[-1]).transpose(0, 1), w3).transpose(0, 1)
-        z = torch.view_as_complex(z.reshape(-1, self.users, *self.shape, 2))
+        z = torch.view_as_complex(z.to(d.dtype).reshape(-1, self.users, *self.shape, 2))  # autocast leaves bfloat16
         return power_normalise(z)[0]
 
 
@@ -123,5 +117,5 @@ class RandomLinearEncoder:
         self.matrix = torch.view_as_real(matrix).flatten(2)  # [U,n,2m] real
 
     def __call__(self, d: Tensor) -> Tensor:
-        z = torch.matmul(d.unsqueeze(-2), self.matrix).squeeze(-2)  # [B,U,2m]
+        z = torch.matmul(d.unsqueeze(-2), self.matrix).squeeze(-2).to(d.dtype)  # [B,U,2m]
         return power_normalise(torch.view_as_complex(z.unflatten(-1, (*self.shape, 2))))[0]

@@ -6,15 +6,15 @@ from pathlib import Path
 from ...data import load_digits
 from ..evaluation import where
 from ..execution import add_execution, use_threads
-from . import train_channel
+from . import run_preset, sweep, train_channel, train_photos
 from .demo import DemoSettings, run_demo
 from .experiment import Link, send_and_receive, summarise
 from .measures import pixel_variance
 from .networks import load_denoiser, load_encoder
-from .photo_settings import PARTS, PhotoTrainSettings
+from .photo_settings import PARTS
+from .presets import CROPS
 from .report_photos import PhotoRunSettings, run_photos
 from .train import ENCODERS, train_all
-from .train_photos import train_photos
 
 DIGITS, CHANNEL, PHOTOS = "digits", "channel", "photos"
 SNR_DB = 10.0
@@ -70,7 +70,7 @@ def add_run(parser: ArgumentParser) -> None:
     parser.add_argument("--nt", type=int, default=link.nt)
     parser.add_argument("--slots", type=int, default=link.slots, metavar="T")
     only = parser.add_argument_group("with --images photos (K, Nr, Nt, T = 8, 8, 2, 16)")
-    only.add_argument("--crops", type=int, default=photos.crops, help="held-out crops (default: %(default)s)")
+    only.add_argument("--crops", type=int, help=f"held-out crops (default: {photos.crops}; with --preset {CROPS})")
     only.add_argument(
         "--photos", choices=("bundled", "fetched", "all"), default=photos.photos,
         help="test photos: inside scikit-image and scikit-learn, those tools/get_photos.sh fetched, or both",
@@ -78,6 +78,7 @@ def add_run(parser: ArgumentParser) -> None:
     only.add_argument("--receivers", nargs="+", default=list(photos.receivers), metavar="NAME", help="default: all")
     only.add_argument("--bf16", action="store_true", help="denoiser in bfloat16")
     only.add_argument("--out", type=Path, default=photos.out, metavar="PNG", help="picture; table beside it as CSV")
+    run_preset.add_arguments(parser)
     _reception(parser)
 
 
@@ -86,7 +87,7 @@ def _run_photos(args: Namespace) -> None:
         PhotoRunSettings(
             out=args.out,
             encoder=args.encoder,
-            crops=args.crops,
+            crops=PhotoRunSettings().crops if args.crops is None else args.crops,
             photos=args.photos,
             snrs_db=tuple(args.snr or PhotoRunSettings().snrs_db),
             receivers=tuple(args.receivers),
@@ -99,8 +100,14 @@ def _run_photos(args: Namespace) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Digits: one setting at one SNR; prints every figure of its summary, one per line. Photographs: a report."""
+    """Digits: one setting at one SNR; prints every figure of its summary, one per line. Photographs: a report. A preset:
+    one of the paper's settings, on photographs."""
     use_threads(args)
+    if args.preset is not None:
+        run_preset.execute(args)
+        return
+    if args.nets is not None:
+        raise ValueError("--nets needs --preset")
     if args.images == PHOTOS:
         _run_photos(args)
         return
@@ -140,15 +147,7 @@ def add_train(parser: ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="stop after that long, weights written (not with --part digits)")
     parser.add_argument("--seed", type=int, default=0, help="(not with --part digits)")
     train_channel.add_arguments(parser)
-    only = parser.add_argument_group(f"photographs (--part {' | '.join(PARTS)}; needs tools/get_photos.sh)")
-    only.add_argument(
-        "--batch", type=int, default=PhotoTrainSettings().batch, help="crops a step (default: %(default)s)"
-    )
-    only.add_argument("--rate", type=float, help="learning rate (default: the part's)")
-    only.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="of the networks; auto: bfloat16 where the processor has instructions for it",
-    )  # fmt: skip
+    train_photos.add_arguments(parser)
     add_execution(parser)
 
 
@@ -161,20 +160,12 @@ def train(args: Namespace) -> None:
     if args.part == DIGITS:
         train_all(args.out, steps=args.steps, resume=args.resume, progress=not args.quiet)
         return
-    train_photos(
-        PhotoTrainSettings(
-            part=args.part,
-            steps=args.steps,
-            batch=args.batch,
-            rate=args.rate,
-            seed=args.seed,
-            out=args.out,
-            minutes=args.minutes,
-            bf16={"auto": None, "fp32": False, "bf16": True}[args.precision],
-            resume=args.resume,
-            progress=not args.quiet,
-        )
-    )
+    train_photos.execute(args)
 
 
-COMMANDS = {"demo": (add_demo, demo), "run": (add_run, run), "train": (add_train, train)}
+COMMANDS = {
+    "demo": (add_demo, demo),
+    "run": (add_run, run),
+    "train": (add_train, train),
+    "sweep": (sweep.add_arguments, sweep.execute),
+}

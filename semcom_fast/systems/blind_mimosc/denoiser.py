@@ -36,7 +36,8 @@ class DigitDenoiser(KeepsDerived):
 
     With its weights frozen in evaluation mode, what depends on sigma alone is computed once per level and kept, so a
     call costs three small operations per block. Levels are told apart by value. On a CUDA device nothing is kept:
-    reading the value would stop the device, and a captured graph must follow its input.
+    reading the value would stop the device, and a captured graph must follow its input. Under `torch.autocast` F runs in
+    the lower precision and everything else in x's.
 
     Shapes: x [..., n] real and sigma a 0-d tensor or a number -> mean [..., n], var [B,U] for x [B,U,n] (x.shape[:-1]
     in general), clamped to [0, sigma^2].
@@ -107,11 +108,18 @@ class DigitDenoiser(KeepsDerived):
         if x.is_cuda or torch.compiler.is_compiling() or not self._frozen(self.inner.weight):
             return self._prepare(sigma)
         key = float(sigma)
-        if key not in self._derived:
-            if len(self._derived) >= 256:  # a schedule has about thirty levels
-                self.forget()
-            self._derived[key] = self._prepare(sigma)
-        return self._derived[key]
+        if len(self._derived) >= 256 and key not in self._derived:  # a schedule has about thirty levels
+            self.forget()
+        return self._kept(key, self.inner.weight, lambda: self._prepare(sigma))
+
+    def _unfolded(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The definition term by term: under autocast F alone is in bfloat16, and its rounding counts c_out times."""
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        total = sigma.square() + self.scale.square()
+        residual = self.residual(x, sigma.reshape(1)).to(x.dtype)
+        skip = torch.addcmul(self.mean, x - self.mean, self.scale.square() / total)
+        mean = torch.addcmul(skip, residual, sigma * self.scale * total.rsqrt())
+        return mean, self.variance(sigma).expand(x.shape[:-1])
 
     def tabulate(self, errors: Tensor) -> None:
         """Set the posterior variance to mean squared errors measured at `variance.levels`."""
@@ -119,6 +127,8 @@ class DigitDenoiser(KeepsDerived):
         self.forget()
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        if torch.is_autocast_enabled(x.device.type):
+            return self._unfolded(x, sigma)
         level = self._level(x, sigma)
         flat = x.reshape(-1, x.shape[-1])
         h = torch.addmm(level.bias_in, flat, level.weight_in)

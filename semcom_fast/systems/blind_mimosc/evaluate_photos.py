@@ -5,14 +5,18 @@
 One row per encoder, SNR and receiver. Means and standard errors are over all crops, successes or not; success is an NMSE
 below -6 dB. `nmse_db` is the mean ratio in dB with its standard error carried over to dB, `nmse_median_db` its median.
 `bound` is what the linearised bound predicts for the trained encoder, `bound-random` for a random linear one; both report
-the PSNR with the channel known besides. `cbr` counts pilots in blocks of T slots: with Np of them there are T/(T - Np)
-times as many blocks. Every block simulated here carries T data slots, and the channel is estimated from Np more.
+the PSNR with the channel known besides. PVD is sent the penalised codec, which spends `mean_codeword_energy` of its power
+on what all codewords have in common, a superimposed pilot; pilots and known channels go with the plain codec
+(`codec`), and `pvd-plain` is PVD with it, the best of its starts. `cbr` counts pilots in blocks of T slots: with Np of
+them there are T/(T - Np) times as many blocks, where every block simulated here carries T data slots and the channel is
+estimated from Np more; `-equal` receivers have T - Np data slots and a shorter codeword instead.
 
 What every crop gave is kept in a folder of the cache named after networks, crops and settings, so that a stopped
 evaluation goes on where it was, and `semcom-fast run blind-mimosc --images photos` draws from it.
 """
 
 import argparse
+import functools
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -40,7 +44,7 @@ SNRS_DB = (10.0, 20.0)
 CROPS = 16
 PRIOR_CROPS = 20_000
 PRIOR_FLOOR = 1e-6  # on the covariance's diagonal: below the rounding of 8-bit pixels, (2/255)^2/12
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,17 @@ def protocol_of(photos: PhotoCrops, count: int, **changes) -> PhotoProtocol:
 
 
 def load_networks(variant: str = "penalised", folder: Path | None = None, *, bf16: bool = False) -> Networks:
-    """Codec, denoiser and the precision of the training crops.
+    """Codec of PVD, denoiser, precision of the training crops, and the plain codecs of the baselines.
 
     Raises:
-        FileNotFoundError: the training photographs or the weights are missing.
+        FileNotFoundError: the training photographs or weights are missing; a plain codec is looked for when it is used.
     """
     covariance = crop_covariance(grey_crops(photo_source(), "train").images[:PRIOR_CROPS])
     covariance.diagonal().add_(PRIOR_FLOOR)
     denoiser = load_photo_denoiser(folder)
     denoiser.bf16 = bf16
-    return Networks(load_photo_codec(variant, folder), denoiser, torch.linalg.inv(covariance))
+    plain = functools.cache(lambda symbols: load_photo_codec("plain", folder, symbols=symbols))
+    return Networks(load_photo_codec(variant, folder), denoiser, torch.linalg.inv(covariance), plain)
 
 
 class Job(NamedTuple):
@@ -104,22 +109,30 @@ class PhotoEvaluation(KeptEvaluation[Job]):
     def __init__(self, networks: Networks, protocol: PhotoProtocol, folder: Path | None = None) -> None:
         self.networks, self.protocol = networks, protocol
         super().__init__(None if folder is None else folder / self._key())
+        self.common_energy = functools.cache(self._common_energy)
         self._reception: tuple[float, Reception] | None = None
 
     def _key(self) -> str:
         p = self.protocol
         digest = hashlib.sha256(repr((_VERSION, p.seed, p.config, p.bf16, STARTS)).encode())
         digest.update(p.images.numpy().tobytes())
-        for part in (self.networks.codec, self.networks.denoiser):
-            digest.update(fingerprint(part).encode())
+        digest.update(fingerprint(self.networks.denoiser).encode())
         return digest.hexdigest()[:16]
+
+    def codec(self, symbols: int | None) -> PhotoCodec:
+        """The plain one of so many symbols; None: that of blind reception."""
+        return self.networks.codec if symbols is None else self.networks.plain(symbols)
+
+    def _common_energy(self, symbols: int | None) -> float:
+        with torch.no_grad():
+            return mean_fraction(self.codec(symbols).encoder(as_source(self.protocol.images).unsqueeze(1)))
 
     def jobs(self) -> list[Job]:
         """SNR by SNR, so that a stopped run holds whole comparisons."""
         return [Job(name, snr) for snr in self.protocol.snrs_db for name in self.protocol.receivers]
 
     def _mark(self, job: Job) -> str:
-        return str(job)
+        return f"{job}_{fingerprint(self.codec(RECEIVERS[job.receiver].symbols))[:8]}"
 
     def _title(self, job: Job) -> str:
         return f"{job.receiver}, {job.snr_db:g} dB"
@@ -185,16 +198,14 @@ def row_of(job: Job, figures: Figures, protocol: PhotoProtocol, codec: PhotoCode
 FIELDS = (
     "encoder", "receiver", "snr_db", "cbr", "success_rate", "nmse_db", "nmse_db_se", "nmse_median_db", "psnr_db",
     "psnr_db_se", "ssim", "ssim_se", "success_nmse_db", "success_psnr_db", "psnr_known_db", "psnr_known_db_se",
-    "energy_of_successes", "energy_of_failures", "crops", "photographs", "starts", "seed", "networks",
-    "mean_codeword_energy",
+    "energy_of_successes", "energy_of_failures", "codec", "mean_codeword_energy", "crops", "photographs", "starts", "seed",
+    "networks",
 )  # fmt: skip
 
 
 def rows_of(evaluation: PhotoEvaluation, variant: str) -> list[dict[str, object]]:
     """The means as rows of a table."""
     p, place = evaluation.protocol, where()
-    with torch.no_grad():
-        fraction = mean_fraction(evaluation.networks.codec.encoder(as_source(p.images).unsqueeze(1)))
     common = {
         "encoder": variant,
         "crops": len(p.images),
@@ -202,11 +213,13 @@ def rows_of(evaluation: PhotoEvaluation, variant: str) -> list[dict[str, object]
         "starts": STARTS,
         "seed": p.seed,
         "networks": "bfloat16" if p.bf16 else "float32",
-        "mean_codeword_energy": f"{fraction:.3f}",
     }
     rows = []
     for job, figures in evaluation.found.items():
+        symbols = RECEIVERS[job.receiver].symbols
         row = row_of(job, figures, p, evaluation.networks.codec) | common
+        row["codec"] = variant if symbols is None else f"plain_{symbols}"
+        row["mean_codeword_energy"] = f"{evaluation.common_energy(symbols):.3f}"
         rows.append({name: row.get(name, "") for name in FIELDS} | place)
     return rows
 

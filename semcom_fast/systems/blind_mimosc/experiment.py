@@ -1,7 +1,7 @@
 """One blind transmission of digits and how well it was received: what demo, evaluation and command line share."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...baselines import oracle_lmmse_channel, pilot_lmmse_nmse
 from ...links import channel_nmse, draw_channel, noise_var_from_snr_db, psnr, to_db, transmit
-from ...receivers import PVD, GaussianChannelPrior, PVDConfig
+from ...receivers import PVD, DivergedError, GaussianChannelPrior, PVDConfig
 
 SUCCESS_DB = -6.0
 _PARTNER = 37  # user u sends the digit 37 u places further on, so that users never send the same one
@@ -38,7 +38,10 @@ class Link:
 
 
 class Outcome(NamedTuple):
-    """Per item: linear NMSE of the receiver and its baselines [B], what was sent and recovered [B,U,64], seconds."""
+    """Per item: linear NMSE of the receiver and its baselines [B], what was sent and recovered [B,U,64], seconds.
+
+    An item that diverged has infinite NMSE, and what was recovered of it is no image.
+    """
 
     nmse: Tensor
     oracle: Tensor
@@ -73,24 +76,39 @@ def send_and_receive(
     *,
     seed: int,
     restarts: int = 1,
+    config: PVDConfig | None = None,
+    keep_diverged: bool = False,
     progress: bool = False,
 ) -> Outcome:
     """Send images [B,64] over blind block fading at `snr_db` and recover channel and images together.
 
     The channel is Rayleigh, one draw per image from `seed`; the receiver knows the noise variance, the encoder and the
     priors, and neither channel nor pilots. User u sends image (b + 37 u) mod B.
+
+    Args:
+        config: of the receiver; its users and nt are those of the link. None: the defaults.
+        keep_diverged: count an image whose restarts all diverged as one of infinite NMSE.
+
+    Raises:
+        DivergedError: an image's restarts all diverged, without keep_diverged.
     """
     sent = torch.stack([images.roll(-_PARTNER * u, 0) for u in range(link.users)], 1)
     noise_var = noise_var_from_snr_db(float(snr_db), users=link.users, nt=link.nt)
     h = draw_channel(len(images), link.users, link.blocks, link.nr, link.nt, seed=seed)
     x = encoder(sent)
     y = transmit(h, x, noise_var, seed)
-    receiver = PVD(encoder, GaussianChannelPrior(), denoiser, PVDConfig(users=link.users, nt=link.nt))
+    config = replace(config or PVDConfig(), users=link.users, nt=link.nt)
+    receiver = PVD(encoder, GaussianChannelPrior(), denoiser, config)
     began = time.perf_counter()
-    result = receiver.run(y, noise_var, restarts=restarts, seed=seed, progress=progress)
+    try:
+        result = receiver.run(y, noise_var, restarts=restarts, seed=seed, progress=progress)
+    except DivergedError as err:
+        if not keep_diverged:
+            raise
+        result = err.result
     seconds = time.perf_counter() - began
     return Outcome(
-        nmse=channel_nmse(h, result.h),
+        nmse=channel_nmse(h, result.h).where(result.energy.isfinite(), torch.inf),
         oracle=channel_nmse(h, oracle_lmmse_channel(y, x, noise_var)),
         pilots=pilot_lmmse_nmse(h, link.streams, noise_var, seed=seed),
         pilots_twice=pilot_lmmse_nmse(h, 2 * link.streams, noise_var, seed=seed),

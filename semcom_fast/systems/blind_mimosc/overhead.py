@@ -23,22 +23,24 @@ class Overhead(NamedTuple):
     overhead: float
 
 
-def network_pass(encoder, denoiser, config: PVDConfig, batch: int) -> Callable[[], None]:
+def network_pass(
+    encoder, denoiser, config: PVDConfig, batch: int, device: torch.device | str = "cpu"
+) -> Callable[[], None]:
     """The network calls of one whole run and nothing else, as a function to time.
 
     Per inner iteration, as in the loop: denoiser and encoder forward, the vector-Jacobian product of their chain, and
     one more encoder forward for the secant probe. The channel prior is a closed form, not a network. Inputs follow the
     schedule: a digit-like source under noise of each level.
     """
-    sigmas = torch.tensor(config.schedule())
+    sigmas = torch.tensor(config.schedule()).to(device)
     generator = torch.Generator().manual_seed(0)
     shape = (batch, config.users, *config.source_shape)
-    clean = 2 * torch.rand(shape, generator=generator) - 1
-    noise = torch.randn(shape, generator=generator)
-    probe = torch.randn(shape, generator=generator)
+    clean = (2 * torch.rand(shape, generator=generator) - 1).to(device)
+    noise = torch.randn(shape, generator=generator).to(device)
+    probe = torch.randn(shape, generator=generator).to(device)
     with torch.no_grad():
         codeword = encoder(clean)
-    cotangent = torch.randn(codeword.shape, dtype=codeword.dtype, generator=generator)
+    cotangent = torch.randn(codeword.shape, dtype=codeword.dtype, generator=generator).to(device)
     levels = [sigmas[j] for j in reversed(range(config.J))]
     noisy = [clean + sigma * noise for sigma in levels]
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ...ops import philox_normal, power_normalise
 
-_ORDER_STEP = 5  # of the user stream: after channels, noise, pilots and the digits' masks
+_ORDER_STEP, _MASK_STEP = 5, 6  # of the user stream: after channels, noise, pilots and the digits' masks
 REDUCTION = 4  # image pixels per grid position and direction
 _PIXEL_DEVIATION = 0.45  # of photographs on [-1,1]
 
@@ -29,10 +29,10 @@ class PhotoCodecConfig:
     interleaver_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.side % REDUCTION or self.symbols % self.positions:
+        if self.side % (2 * REDUCTION) or 2 * self.symbols % self.positions or self.symbols < 1:
             raise ValueError(
-                f"images of {self.side} pixels make {self.positions} grid positions (side a multiple of {REDUCTION}), "
-                f"which must share the K*Nt*T = {self.symbols} symbols evenly"
+                f"images of {self.side} pixels make {self.positions} grid positions (side a multiple of {2 * REDUCTION}), "
+                f"which must share the 2*K*Nt*T = {2 * self.symbols} real symbols evenly"
             )
 
     @property
@@ -68,8 +68,55 @@ class ResidualBlock(nn.Module):
 
 
 def interleaver(config: PhotoCodecConfig) -> Tensor:
-    """A fixed pseudo-random order of the m symbols: every fading block carries symbols from all over the image."""
-    return philox_normal((config.symbols,), seed=config.interleaver_seed, step=_ORDER_STEP).argsort()
+    """Where the real parts of the m symbols come from among the channels x positions real symbols of the grid, [2m].
+
+    Two channels of a position make a symbol, two positions of the last channel where their number is odd. The order of
+    the symbols is pseudo-random: every fading block carries symbols from all over the image.
+    """
+    order = philox_normal((config.symbols,), seed=config.interleaver_seed, step=_ORDER_STEP).argsort()
+    even = config.channels // 2 * 2
+    places = torch.arange(config.channels * config.positions).view(config.channels, config.positions)
+    pairs = torch.cat((places[:even].unflatten(0, (-1, 2)).mT.flatten(0, 1), places[even:].reshape(2, -1).mT))
+    return pairs[order].flatten()
+
+
+class UserTurns(nn.Module):
+    """Makes the codewords of several users distinct: a fixed permutation and unit-modulus mask for every user but the
+    first, which is left alone.
+
+    The rows of T symbols that an antenna sends in a block are exchanged as wholes, their symbols inside each: a row stays
+    as little odd about the mean image as its training made it.
+    """
+
+    order: Tensor
+    turn: Tensor
+
+    def __init__(self, config: PhotoCodecConfig, users: int) -> None:
+        super().__init__()
+        if users < 1:
+            raise ValueError(f"need at least one user, got {users}")
+        m, slots = config.symbols, config.slots
+        orders, turns = [torch.arange(m)], [torch.ones(m, dtype=torch.complex64)]
+        for user in range(1, users):
+            draw = philox_normal((m,), seed=config.interleaver_seed, step=_MASK_STEP, first_item=user * m,
+                                 dtype=torch.complex64)  # fmt: skip
+            rows = draw.real[: m // slots].argsort()
+            inside = draw.imag.view(-1, slots).argsort(1)
+            orders.append((rows.unsqueeze(1) * slots + inside).flatten())
+            turns.append(draw / draw.abs())
+        self.users = users
+        self.register_buffer("order", torch.stack(orders), persistent=False)
+        self.register_buffer("turn", torch.stack(turns), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codewords [B,U,m] of the shared network -> those that are sent."""
+        return x if self.users == 1 else x.gather(2, self.order.expand_as(x)) * self.turn.to(x.dtype)
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The inverse, on received codewords [B,U,m]."""
+        if self.users == 1:
+            return x
+        return (x * self.turn.to(x.dtype).conj()).gather(2, self.order.argsort(1).expand_as(x))
 
 
 def cosine_code(channels: int) -> tuple[Tensor, Tensor, float]:
@@ -101,16 +148,17 @@ class PhotoEncoder(nn.Module):
     4x4 pixels become channels; a linear convolution and a residual network beside it make the symbols of the S/4 x S/4
     grid. A learned constant is added to every symbol, the symbols are interleaved over blocks, antennas and slots, and
     the codeword is power-normalised. The constant lets the network place a superimposed pilot where its training asks
-    for one.
+    for one. Users share the network; `UserTurns` makes their encoders distinct.
 
-    Source: f_u of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", eq. (12).
+    Source: f_u of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", eqs. (12), (44).
     """
 
     order: Tensor
 
-    def __init__(self, config: PhotoCodecConfig | None = None) -> None:
+    def __init__(self, config: PhotoCodecConfig | None = None, users: int = 1) -> None:
         super().__init__()
         self.config = c = config or PhotoCodecConfig()
+        self.turns = UserTurns(c, users)
         self.inner = nn.Conv2d(REDUCTION**2, c.width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(c.width) for _ in range(c.encoder_blocks))
         self.outer = nn.Conv2d(c.width, c.channels, 3, padding=1)
@@ -125,30 +173,30 @@ class PhotoEncoder(nn.Module):
 
     def forward(self, d: Tensor) -> Tensor:
         c = self.config
-        if d.ndim != 5 or tuple(d.shape[2:]) != (1, c.side, c.side):
-            raise ValueError(f"need images d [B,U,1,{c.side},{c.side}], got {tuple(d.shape)}")
+        if d.ndim != 5 or tuple(d.shape[1:]) != (self.turns.users, 1, c.side, c.side):
+            raise ValueError(f"need images d [B,{self.turns.users},1,{c.side},{c.side}], got {tuple(d.shape)}")
         pixels = functional.pixel_unshuffle(d.flatten(0, 1), REDUCTION).contiguous(memory_format=torch.channels_last)
         h = self.inner(pixels)
         for block in self.blocks:
             h = block(h)
         z = (self.linear(pixels) + self.outer(functional.silu(h))).to(self.constant.dtype) + self.constant
-        pairs = z.flatten(2).unflatten(1, (-1, 2)).transpose(2, 3).reshape(-1, c.symbols, 2)
-        x = torch.view_as_complex(pairs.contiguous())[:, self.order]
-        return power_normalise(x.view(*d.shape[:2], c.blocks, c.nt, c.slots))[0]
+        x = torch.view_as_complex(z.flatten(1)[:, self.order].view(*d.shape[:2], c.symbols, 2))
+        return power_normalise(self.turns(x).unflatten(2, (c.blocks, c.nt, c.slots)))[0]
 
 
 class PhotoDecoder(nn.Module):
     """Equalised codewords x [B,U,K,Nt,T] with error variance noise_var (number or [B]) -> images [B,U,1,S,S].
 
     The decoder of DJSCC: blind reception does not use it, its baselines do. The error's variance per symbol is an
-    input, as the logarithm, so that one network serves a range of SNRs.
+    input, as the logarithm, so that one network serves a range of SNRs. `users` as of the encoder.
     """
 
     order: Tensor
 
-    def __init__(self, config: PhotoCodecConfig | None = None) -> None:
+    def __init__(self, config: PhotoCodecConfig | None = None, users: int = 1) -> None:
         super().__init__()
         self.config = c = config or PhotoCodecConfig()
+        self.turns = UserTurns(c, users)
         wide, half = c.decoder_width, c.decoder_width // 2
         self.inner = nn.Conv2d(c.channels + 1, wide, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(wide) for _ in range(c.decoder_blocks))
@@ -161,15 +209,15 @@ class PhotoDecoder(nn.Module):
         with torch.no_grad():
             self.linear.weight *= 0.1
             self.linear.weight[:, : code.shape[1], 1, 1] = code
-        self.register_buffer("order", interleaver(c), persistent=False)
+        self.register_buffer("order", interleaver(c).argsort(), persistent=False)
 
     def forward(self, x: Tensor, noise_var: Tensor | float) -> Tensor:
         c = self.config
-        if x.ndim != 5 or tuple(x.shape[2:]) != (c.blocks, c.nt, c.slots):
-            raise ValueError(f"need codewords x [B,U,{c.blocks},{c.nt},{c.slots}], got {tuple(x.shape)}")
-        flat = x.reshape(-1, c.symbols)[:, self.order.argsort()]
-        h = torch.view_as_real(flat).unflatten(1, (-1, c.positions)).transpose(2, 3)
-        h = h.reshape(-1, c.channels, c.grid, c.grid)
+        expected = (self.turns.users, c.blocks, c.nt, c.slots)
+        if x.ndim != 5 or tuple(x.shape[1:]) != expected:
+            raise ValueError(f"need codewords x [B,{','.join(map(str, expected))}], got {tuple(x.shape)}")
+        flat = torch.view_as_real(self.turns.undo(x.flatten(2))).flatten(0, 1).flatten(1)
+        h = flat[:, self.order].view(-1, c.channels, c.grid, c.grid)
         level = torch.as_tensor(noise_var, dtype=h.dtype, device=h.device).log().reshape(-1, 1)
         level = level.expand(x.shape[0], x.shape[1]).reshape(-1, 1, 1, 1).expand(-1, 1, c.grid, c.grid)
         received = torch.cat((h, level), 1).contiguous(memory_format=torch.channels_last)
@@ -183,10 +231,10 @@ class PhotoDecoder(nn.Module):
 
 
 class PhotoCodec(nn.Module):
-    """An encoder with the decoder it is trained with."""
+    """An encoder with the decoder it is trained with, for one user or several."""
 
-    def __init__(self, config: PhotoCodecConfig | None = None) -> None:
+    def __init__(self, config: PhotoCodecConfig | None = None, users: int = 1) -> None:
         super().__init__()
         self.config = config or PhotoCodecConfig()
-        self.encoder = PhotoEncoder(self.config)
-        self.decoder = PhotoDecoder(self.config)
+        self.encoder = PhotoEncoder(self.config, users)
+        self.decoder = PhotoDecoder(self.config, users)

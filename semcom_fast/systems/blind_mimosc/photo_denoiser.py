@@ -102,8 +102,8 @@ class PhotoDenoiser(nn.Module):
     counts c_out times, so it may run in bfloat16 at any level. The variance per pixel is c_out^2 times the network's
     estimate of F's squared error, at most sigma^2; no gradient flows through it.
 
-    Called with x [B,U,1,S,S] and sigma (0-d): -> (mean like x, var [B,U]). `bf16` runs the network in bfloat16; sums
-    with x are always in x's dtype.
+    Called with x [...,1,S,S], such as [B,U,1,S,S], and sigma (0-d): -> (mean like x, var [...]). `bf16` runs the network
+    in bfloat16; sums with x are always in x's dtype.
 
     Source: eqs. (38), (40) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion"; T. Karras et al.,
     "Elucidating the Design Space of Diffusion-Based Generative Models", eq. (7), there with a white spectrum.
@@ -149,12 +149,12 @@ class PhotoDenoiser(nn.Module):
         return out, (d - self.mean - estimate) / c_out, error
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-        if x.ndim != 5 or tuple(x.shape[2:]) != (1, self.config.side, self.config.side):
-            raise ValueError(f"need images [B,U,1,{self.config.side},{self.config.side}], got {tuple(x.shape)}")
+        if x.ndim < 4 or tuple(x.shape[-3:]) != (1, self.config.side, self.config.side):
+            raise ValueError(f"need images [...,1,{self.config.side},{self.config.side}], got {tuple(x.shape)}")
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(1)
-        flat = x.flatten(0, 1)
+        flat = x.flatten(0, -4)
         estimate, c_in, c_out = self._wiener(flat, sigma)
         residual, error = self._network(flat, c_in, sigma)
         mean = torch.addcmul(self.mean + estimate, residual, c_out)
         var = torch.minimum(c_out.flatten().square() * error.detach().exp(), sigma.square())
-        return mean.view_as(x), var.unflatten(0, x.shape[:2])
+        return mean.view_as(x), var.expand(len(flat)).view(x.shape[:-3])

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...baselines.dps import dps_receive
+from ...baselines.langevin import langevin_channel
 from ...baselines.lmmse import gaussian_pilots, lmmse_pilot_channel, oracle_lmmse_channel
 from ...links import channel_nmse, draw_channel, noise_var_from_snr_db, psnr, ssim, transmit
 from ...ops import likelihood_score, lmmse_equalise
@@ -16,21 +18,42 @@ from ..evaluation import Figures
 from .bound import linearised_bound
 from .codec import RandomLinearEncoder
 from .experiment import Link
-from .photo_codec import PhotoCodec
+from .networks import PHOTO_SYMBOLS, load_photo_codec
+from .photo_codec import PhotoCodec, PhotoCodecConfig
 from .photo_denoiser import PhotoDenoiser
 
 STARTS = 4
 PSNR_CAP_DB = 100.0
+LANGEVIN_LEVELS = tuple(10 * 1e-3 ** (j / 24) for j in range(25))  # 10 down to 0.01
 _PILOT_NOISE = 2**32  # added to the seed: pilots and data meet different noise
+
+
+def shipped_plain_codec(symbols: int) -> PhotoCodec:
+    """The codec trained for noise alone, with so many symbols."""
+    return load_photo_codec("plain", symbols=symbols)
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What transmitter and receivers use; `prior` is the sources' inverse covariance [n,n], for the bound."""
+    """What transmitter and receivers use.
+
+    Attributes:
+        codec: of blind reception. plain: the codec of its baselines by number of symbols, which spends no energy on being
+            told from its reflection.
+        prior: the sources' inverse covariance [n,n], for the bound.
+    """
 
     codec: PhotoCodec
     denoiser: PhotoDenoiser
     prior: Tensor = field(repr=False)
+    plain: Callable[[int], PhotoCodec] = shipped_plain_codec
+
+
+class Estimate(NamedTuple):
+    """A channel estimate, and the variance [N,K] that its error makes of unit-power symbols in a received entry."""
+
+    h: Tensor
+    error: Tensor | float
 
 
 def photo_link(codec: PhotoCodec, nr: int = 8) -> Link:
@@ -43,7 +66,8 @@ class Reception:
     """Crops d [N,1,S,S] on [-1,1] sent at one SNR over one channel draw each, and every way to receive them.
 
     The channel is Rayleigh, one draw per crop from `seed`; noise and pilots come from it too, so that all receivers meet
-    the same. PVD has the encoder, the closed-form channel prior and the source denoiser.
+    the same. PVD has the encoder, the closed-form channel prior and the source denoiser. Receivers with pilots or a known
+    channel are sent codewords of a codec of their own, see `Receiver`.
 
     Args:
         networks, d, snr_db, seed: see above. nr: receive antennas.
@@ -64,9 +88,10 @@ class Reception:
         config: PVDConfig | None = None,
         dps_steps: int | None = None,
     ) -> None:
-        self.networks, self.seed, self.starts = networks, seed, starts
+        self.networks, self.seed, self.starts, self.snr_db = networks, seed, starts, snr_db
         self.link = photo_link(networks.codec, nr)
         self.d = d.unsqueeze(1)
+        self._others: dict[int, Reception] = {}
         self.config = config or PVDConfig(nt=self.link.nt, source_shape=tuple(d.shape[1:]))
         self.dps_steps = dps_steps or self.config.J * self.config.Jin
         self.noise_var = noise_var_from_snr_db(float(snr_db), nt=self.link.nt)
@@ -80,10 +105,24 @@ class Reception:
         """What the receiver `name` of RECEIVERS makes of every crop.
 
         Per crop [N]: nmse (linear), psnr_db, ssim, energy (the residual energy over its expectation at the truth,
-        noise_var Nr K T), psnr_known_db for the bound; and recovered, uint8 [N,S,S]. What a receiver does not give is left out.
+        noise_var Nr K T), psnr_known_db for the bound; and recovered, uint8 [N,S,S]. What a receiver does not give is
+        left out.
         """
+        receiver = RECEIVERS[name]
         with torch.no_grad():
-            return RECEIVERS[name](self)
+            return receiver.receive(self._with(receiver.symbols))
+
+    def _with(self, symbols: int | None) -> "Reception":
+        """The same crops, SNR and channels with the plain codec of so many symbols; None: with this codec."""
+        if symbols is None:
+            return self
+        if symbols not in self._others:
+            networks = replace(self.networks, codec=self.networks.plain(symbols))
+            self._others[symbols] = Reception(
+                networks, self.d.squeeze(1), self.snr_db, seed=self.seed, nr=self.link.nr, starts=self.starts,
+                config=self.config, dps_steps=self.dps_steps,
+            )  # fmt: skip
+        return self._others[symbols]
 
     def _figures(self, h: Tensor | None = None, d: Tensor | None = None) -> Figures:
         found: Figures = {}
@@ -130,34 +169,54 @@ class Reception:
             found["energy_starts"] = energy.double().numpy()
         return found
 
-    def _estimate(self, pilots: int) -> Tensor:
-        """LMMSE channel estimate from Gaussian random pilots of `pilots` slots per block."""
+    def _pilots(self, multiple: int) -> tuple[Tensor, Tensor]:
+        """Gaussian random pilots of `multiple` M slots per block [N,1,K,Nt,Np], and what was received of them."""
         k, _, nt = self.h.shape[2:]
-        x = gaussian_pilots(len(self.h), 1, k, nt, pilots, seed=self.seed, dtype=self.h.dtype)
-        y = transmit(self.h, x, self.noise_var, self.seed + _PILOT_NOISE)
-        return lmmse_pilot_channel(y, x, self.noise_var)
+        x = gaussian_pilots(
+            len(self.h), 1, k, nt, multiple * self.link.streams, seed=self.seed, dtype=self.h.dtype
+        )  # fmt: skip
+        return x, transmit(self.h, x, self.noise_var, self.seed + _PILOT_NOISE)
 
-    def _decode(self, h: Tensor) -> Tensor:
-        """LMMSE equalisation with h as if it were the channel, then the decoder."""
-        symbols, noise = lmmse_equalise(self.y.transpose(-1, -2), h.squeeze(1).unsqueeze(2), self.noise_var)
+    def _lmmse(self, multiple: int) -> Estimate:
+        x, y = self._pilots(multiple)
+        x1 = x.squeeze(1)
+        precision = torch.eye(self.link.nt) + x1 @ x1.mH / self.noise_var
+        error = torch.linalg.inv(precision).diagonal(dim1=-2, dim2=-1).real.sum(-1)
+        return Estimate(lmmse_pilot_channel(y, x, self.noise_var), error)
+
+    def _langevin(self, multiple: int) -> Estimate:
+        """Annealed Langevin dynamics with the score of the Rayleigh prior; its error is taken to be LMMSE's."""
+        x, y = self._pilots(multiple)
+        h = langevin_channel(
+            y.flatten(0, 1), x.flatten(0, 2), self.noise_var, lambda h, sigma: h / -(1 + sigma**2), LANGEVIN_LEVELS,
+            rate=0.3, per_level=10, seed=self.seed,
+        )  # fmt: skip
+        return Estimate(h.view_as(self.h), self._lmmse(multiple).error)
+
+    def _decode(self, estimate: Estimate) -> Tensor:
+        """LMMSE equalisation, the estimate's error taken for more noise, then the decoder."""
+        h = estimate.h.squeeze(1).unsqueeze(2)
+        symbols, noise = lmmse_equalise(self.y.transpose(-1, -2), h, self.noise_var + estimate.error)
         x = symbols.transpose(-1, -2).unsqueeze(1)
         level = noise.expand(symbols.shape).flatten(1).mean(1)
         return self.networks.codec.decoder(x, level)
 
-    def _piloted(self, multiple: int) -> Figures:
-        h = self._estimate(multiple * self.link.streams)
-        return self._figures(h, self._decode(h))
-
-    def _dps(self, h: Tensor) -> Tensor:
-        net = self.networks
+    def _dps(self, estimate: Estimate) -> Tensor:
+        net, error, levels = self.networks, torch.as_tensor(estimate.error), self.config.schedule()
         return dps_receive(
-            self.y, h, self.noise_var, net.codec.encoder, net.denoiser, source_shape=self.config.source_shape,
-            steps=self.dps_steps, sigma_max=self.config.sigma_max, sigma_min=self.config.sigma_min, seed=self.seed,
+            self.y, estimate.h, self.noise_var, net.codec.encoder, net.denoiser, steps=self.dps_steps,
+            source_shape=self.config.source_shape, sigma_max=levels[-1], sigma_min=levels[0],
+            channel_error=error.mean(-1) if error.ndim else error, seed=self.seed,
         )  # fmt: skip
 
-    def _dps_piloted(self) -> Figures:
-        h = self._estimate(self.link.streams)
-        return self._figures(h, self._dps(h))
+    def _piloted(self, estimate: Estimate, receive: Callable[["Reception", Estimate], Tensor]) -> Figures:
+        return self._figures(estimate.h, receive(self, estimate))
+
+    def _known(self, receive: Callable[["Reception", Estimate], Tensor]) -> Figures:
+        return self._figures(d=receive(self, Estimate(self.h, 0.0)))
+
+    def _oracle(self) -> Figures:
+        return self._figures(oracle_lmmse_channel(self.y, self.x, self.noise_var))
 
     def _bound(self) -> Figures:
         codec = PhotoCodec(self.networks.codec.config).double().requires_grad_(False).eval()
@@ -182,22 +241,56 @@ class Reception:
         }
 
 
-RECEIVERS: dict[str, Callable[[Reception], Figures]] = {
-    "pvd": lambda reception: reception._blind(False),
-    "pvd-starts": lambda reception: reception._blind(True),
-    "bound": Reception._bound,
-    "bound-random": Reception._bound_of_random_code,
-    "lmmse-m": lambda reception: reception._piloted(1),
-    "lmmse-2m": lambda reception: reception._piloted(2),
-    "dps-m": Reception._dps_piloted,
-    "dps-csi": lambda reception: reception._figures(d=reception._dps(reception.h)),
-    "oracle": lambda r: r._figures(oracle_lmmse_channel(r.y, r.x, r.noise_var)),
-    "djscc-csi": lambda reception: reception._figures(d=reception._decode(reception.h)),
+class Receiver(NamedTuple):
+    """One way to receive.
+
+    Attributes:
+        symbols: of the plain codec that it is sent; None: it is sent the codec of blind reception.
+        pilots: slots per block over M, the number of transmit antennas.
+        equal_cbr: pilots are inside blocks of T slots and the codeword is shorter, instead of more blocks.
+    """
+
+    receive: Callable[[Reception], Figures]
+    symbols: int | None = None
+    pilots: int = 0
+    equal_cbr: bool = False
+
+
+def _with_pilots(multiple: int, symbols: int = PHOTO_SYMBOLS, estimate=Reception._lmmse, receive=Reception._decode):
+    return Receiver(
+        lambda reception: reception._piloted(estimate(reception, multiple), receive),
+        symbols, multiple, symbols != PHOTO_SYMBOLS,
+    )  # fmt: skip
+
+
+_BLOCKS_NT = PHOTO_SYMBOLS // PhotoCodecConfig.slots
+_LESS_M, _LESS_2M = (PHOTO_SYMBOLS - _BLOCKS_NT * PhotoCodecConfig.nt * multiple for multiple in (1, 2))
+
+RECEIVERS: dict[str, Receiver] = {
+    "pvd": Receiver(lambda reception: reception._blind(False)),
+    "pvd-starts": Receiver(lambda reception: reception._blind(True)),
+    "pvd-plain": Receiver(lambda reception: reception._blind(True), PHOTO_SYMBOLS),
+    "bound": Receiver(Reception._bound),
+    "bound-random": Receiver(Reception._bound_of_random_code),
+    "oracle": Receiver(Reception._oracle),
+    "lmmse-m": _with_pilots(1),
+    "lmmse-2m": _with_pilots(2),
+    "lmmse-m-equal": _with_pilots(1, _LESS_M),
+    "lmmse-2m-equal": _with_pilots(2, _LESS_2M),
+    "langevin-m": _with_pilots(1, estimate=Reception._langevin),
+    "dps-m": _with_pilots(1, receive=Reception._dps),
+    "dps-m-equal": _with_pilots(1, _LESS_M, receive=Reception._dps),
+    "dps-csi": Receiver(lambda reception: reception._known(Reception._dps), PHOTO_SYMBOLS),
+    "djscc-csi": Receiver(lambda reception: reception._known(Reception._decode), PHOTO_SYMBOLS),
 }
-PILOTS = {"lmmse-m": 1, "lmmse-2m": 2, "dps-m": 1}  # multiples of M
 
 
 def cbr(name: str, codec: PhotoCodec) -> float:
-    """Channel uses per pixel with a receiver's pilots in every block of T slots."""
-    link = photo_link(codec)
-    return link.cbr(PILOTS.get(name, 0) * link.streams, math.prod((codec.config.side,) * 2))
+    """Channel uses per pixel of a receiver.
+
+    With Np pilots in every block of T slots a codeword as long as the blind one takes T/(T - Np) times as many blocks; at
+    equal CBR the codeword is shorter. `codec` is that of blind reception.
+    """
+    link, receiver = photo_link(codec), RECEIVERS[name]
+    pilots = 0 if receiver.equal_cbr else receiver.pilots * link.streams
+    return link.cbr(pilots, math.prod((codec.config.side,) * 2))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..fitting import FlooredFitSettings, check_call, fast_bf16
+from .photo_codec import PhotoCodecConfig
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,15 @@ class PhotoTrainSettings:
 
     Attributes:
         part: one of PARTS; "codec-plain" is trained without the penalty against odd encoders.
+        symbols: of a codec, per crop. slots: T of the rows that the penalty looks at; symbols a multiple of 2 T.
         batch: crops a step.
         minutes: stop after that long, with weights written and a checkpoint to go on from.
         bf16: networks in bfloat16; None where the processor has instructions for it.
     """
 
     part: str = "codec"
+    symbols: int = PhotoCodecConfig().symbols
+    slots: int = PhotoCodecConfig().slots
     steps: int | None = None
     batch: int = 32
     rate: float | None = None
@@ -65,7 +69,15 @@ class PhotoTrainSettings:
         for name in ("steps", "rate"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(DEFAULTS[self.part], name))
-        check_call(self, "steps", "batch")
+        check_call(self, "steps", "batch", "symbols", "slots")
+        self.codec()
+
+    def codec(self) -> PhotoCodecConfig:
+        """Sizes of the codec to train."""
+        nt = PhotoCodecConfig.nt
+        if self.symbols % (nt * self.slots):
+            raise ValueError(f"need symbols a multiple of {nt} slots, got {self.symbols} and {self.slots}")
+        return PhotoCodecConfig(blocks=self.symbols // (nt * self.slots), slots=self.slots)
 
     def fit(self, config: str) -> PhotoFitSettings:
         """What the checkpoint is marked with, for networks of these sizes."""

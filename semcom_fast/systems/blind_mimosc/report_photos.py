@@ -19,13 +19,18 @@ SHOWN = 8
 LABELS = {
     "pvd": "PVD, one start",
     "pvd-starts": f"PVD, {STARTS} starts",
+    "pvd-plain": f"PVD, plain code, {STARTS} starts",
     "bound": "linearised bound",
     "bound-random": "bound, random code",
-    "lmmse-m": "LMMSE, M pilots",
-    "lmmse-2m": "LMMSE, 2M pilots",
-    "dps-m": "DPS, M pilots",
-    "dps-csi": "DPS, channel known",
     "oracle": "LMMSE, codeword known",
+    "lmmse-m": "LMMSE + DJSCC, M pilots",
+    "lmmse-2m": "LMMSE + DJSCC, 2M pilots",
+    "lmmse-m-equal": "  the same at CBR 0.25, M",
+    "lmmse-2m-equal": "  the same at CBR 0.25, 2M",
+    "langevin-m": "Langevin + DJSCC, M pilots",
+    "dps-m": "DPS, M pilots",
+    "dps-m-equal": "  the same at CBR 0.25",
+    "dps-csi": "DPS, channel known",
     "djscc-csi": "DJSCC, channel known",
 }
 
@@ -60,7 +65,7 @@ def _pair(text: dict[str, str], name: str, digits: int) -> str:
 def table(evaluation: PhotoEvaluation) -> str:
     """The results as text: one line per receiver and SNR."""
     head = (
-        f"{'receiver':22} {'SNR':>4} {'CBR':>6} | {'success':>7} {'NMSE (dB)':>16} {'median':>7} | "
+        f"{'receiver':26} {'SNR':>4} {'CBR':>6} | {'success':>7} {'NMSE (dB)':>16} {'median':>7} | "
         f"{'PSNR (dB)':>14} {'SSIM':>14}"
     )
     lines = [head, "-" * len(head)]
@@ -69,12 +74,12 @@ def table(evaluation: PhotoEvaluation) -> str:
         success = f"{float(text['success_rate']):.0%}" if text["success_rate"] else ""
         median = f"{float(text['nmse_median_db']):.2f}" if text["nmse_median_db"] else ""
         lines.append(
-            f"{LABELS[text['receiver']]:22} {text['snr_db']:>4} {float(text['cbr']):6.3f} | {success:>7} "
+            f"{LABELS[text['receiver']]:26} {text['snr_db']:>4} {float(text['cbr']):6.3f} | {success:>7} "
             f"{_pair(text, 'nmse_db', 2):>16} {median:>7} | {_pair(text, 'psnr_db', 2):>14} {_pair(text, 'ssim', 3):>14}"
         )
         if text["psnr_known_db"]:
             known = _pair(text, "psnr_known_db", 2)
-            lines.append(f"{'  channel known':22} {text['snr_db']:>4} {'':6} | {'':7} {'':16} {'':7} | {known:>14}")
+            lines.append(f"{'  channel known':26} {text['snr_db']:>4} {'':6} | {'':7} {'':16} {'':7} | {known:>14}")
     return "\n".join(lines)
 
 

@@ -36,5 +36,7 @@ class VarianceTable(nn.Module):
         place = ((sigma.log() - self.log_sigma[0]) / spacing).clamp(0, last)
         index = place.floor().clamp(max=last - 1).long()
         part = place - index
-        log_error = torch.lerp(self.log_error[index], self.log_error[index + 1], part)
+        # not [index]: under torch.compile a 0-d index is read back from the tensor, which breaks the graph
+        below, above = (self.log_error.index_select(0, k.reshape(-1)).view_as(k) for k in (index, index + 1))
+        log_error = torch.lerp(below, above, part)
         return torch.minimum(log_error.exp(), sigma.square())
