@@ -1,7 +1,7 @@
 """Rows of pvd_channel_step: the channel's half of an inner iteration in one op, against the ops it fuses.
 
-The peers are what a loop would call instead: "three ops" multiplies by w around likelihood_score and pvd_update, "two
-ops" folds w into score_var, and "eager" is plain torch around a matmul formulation of the score.
+The peers are what a loop would call instead: "our three ops" multiplies by w around likelihood_score and pvd_update, "our
+two ops" folds w into score_var, and "eager" is plain torch around a matmul formulation of the score.
 """
 
 import torch
@@ -87,7 +87,7 @@ def cases(quick: bool) -> list[Case]:
                 f"B={b} U={u} K={k} Nr={nr} Nt={nt} T={t}",
                 make,
                 _ours,
-                {"three ops": _three_ops, "two ops": _two_ops, "eager": _eager},
+                {"our three ops": _three_ops, "our two ops": _two_ops, "eager": _eager},
                 _reference,
                 lambda make=make: _error(make),
                 4 * (nr + m + t) * 2.0**-24 + 2e-6,  # sums as in likelihood_score; the normals' own bound

@@ -183,6 +183,7 @@ def compare(case: Case, variant: dict[str, Any], got: PVDResult, exact: PVDResul
 
 def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     """Runs of all variants in turns; the first round warms up (and compiles), all give the same results."""
+    torch._dynamo.reset()  # every case is compiled from nothing: graphs of the last one would count as recompilations
     networks = {name: {k: make(v) for k, v in case.networks().items()} for name, make in VARIANTS.items()}
     found: dict[str, PVDResult] = {}
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}

@@ -27,12 +27,13 @@ def _case(batch=3, users=1, noise_var=0.1, dtype=torch.complex128):
 
 def test_steps_are_those_of_the_definition():
     encoder, _, h, y = _case()
-    steps, high, low, noise_var, scale = 3, 2.0, 0.1, 0.1, 0.7
+    steps, high, low, noise_var, scale = 8, 2.0, 0.1, 0.1, 0.2
     got = dps_receive(y, h, noise_var, encoder, gaussian, source_shape=(N,), steps=steps, sigma_max=high,
                       sigma_min=low, scale=scale, channel_error=0.2, seed=5)  # fmt: skip
     levels = [low * (high / low) ** (j / steps) for j in range(steps + 1)]
     d = high * philox_normal((3, 1, N), seed=5, stream=4, dtype=torch.float64)
-    for j in (2, 1, 0):
+    cut = []
+    for j in range(steps - 1, -1, -1):
         leaf = d.clone().requires_grad_()
         above, sigma = levels[j + 1], levels[j]
         d0, var = gaussian(leaf, torch.tensor(above, dtype=torch.float64))
@@ -42,11 +43,15 @@ def test_steps_are_those_of_the_definition():
         s = noise_var + 0.2 + blockdiag_apply(h, probe).abs().square().flatten(1).sum(1) / y[0].numel()
         (gradient,) = torch.autograd.grad((energy / s).sum(), leaf)
         gap = above**2 - sigma**2
+        length = scale * gap * gradient.norm(dim=-1, keepdim=True)
+        cut.append(length > (gap * N) ** 0.5)
+        gradient = gradient * ((gap * N) ** 0.5 / length).clamp_max(1)
         d = d + gap / above**2 * (d0.detach() - d) - scale * gap * gradient
         if j:
             z = philox_normal((3, 1, N), seed=5, step=steps - j, stream=2, dtype=torch.float64)
             d = d + (gap * sigma**2 / above**2) ** 0.5 * z
     torch.testing.assert_close(got, d, rtol=1e-10, atol=1e-10)
+    assert 0 < torch.cat(cut).double().mean() < 1  # both kinds of step were seen
 
 
 def test_without_guidance_it_samples_the_prior():

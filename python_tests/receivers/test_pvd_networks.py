@@ -1,5 +1,7 @@
 """Compiled and bfloat16 networks in the PVD loop: they run, compile once, and change results by no more than is derived."""
 
+import warnings
+
 import pytest
 import torch
 from sf_testing import draw, within
@@ -312,3 +314,25 @@ def test_callers_modes_leave_no_trace(name):
         network(*args)
     got = call(network)
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+class _LosesGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return torch.zeros_like(g)
+
+
+def test_a_lost_gradient_is_not_silent():
+    """A network may be differentiable and pass nothing back; a known codeword depends on nothing and is meant so."""
+    encoder, denoiser, y, noise_var, d, _ = _case()
+    config = PVDConfig(**STEEP)
+    with pytest.warns(UserWarning, match="gradient through encoder and denoiser_d is exactly zero"):
+        _run(lambda s: encoder(_LosesGradient.apply(s)), GaussianChannelPrior(), denoiser, config, y, noise_var)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for network in (encoder, lambda s: encoder(d).detach()):
+            _run(network, GaussianChannelPrior(), denoiser, config, y, noise_var)

@@ -1,12 +1,13 @@
 """Diffusion posterior sampling of the source where the channel was estimated first."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..ops import likelihood_score, philox_normal, pvd_update
-from ..receivers.users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, pullback
+from ..receivers.users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, Pullback
 
 _STREAM, _START_STREAM, _PROBE_STREAM = 2, 4, 5  # those of the source in the blind receiver
 
@@ -45,7 +46,9 @@ def dps_receive(
     .. math:: s = \sigma_n^2 + e_H + \frac{1}{N_r K T} |\sum_u H_u \Delta X_u|^2, \quad
               \Delta X_u = f_u(\hat d_0 + \sqrt{v} z') - f_u(\hat d_0)
 
-    Dividing by the residual's own energy instead lets a start that explains nothing stay where it is.
+    A gradient term longer than :math:`\sqrt{D n}`, about the noise of the step, is cut to that length for n entries of a
+    source: on the way down from large levels it can otherwise throw a source to where the denoiser saturates, the gradient
+    vanishes and nothing brings it back. (Dividing by the residual's own energy did not prevent that.)
 
     Args:
         y: [B,K,Nr,T] complex; h: [B,U,K,Nr,Nt], estimated; noise_var: E|n|^2 per entry.
@@ -65,7 +68,7 @@ def dps_receive(
     """
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(f"need steps >= 1 and 0 < sigma_min < sigma_max, got {steps}, {sigma_min}, {sigma_max}")
-    users, count = h.shape[1], y[0].numel()
+    users, count, n = h.shape[1], y[0].numel(), math.prod(source_shape)
     encode, denoise = ParallelEncoder(encoder, users), ParallelDenoiser(denoiser, users, "denoiser")
     levels = [sigma_min * (sigma_max / sigma_min) ** (j / steps) for j in range(steps + 1)]
     d = philox_normal(
@@ -87,7 +90,10 @@ def dps_receive(
         variance = noise_var + channel_error + found.probe_y / count
         # torch's cotangent of a real loss is twice the Wirtinger score; the update's zeta turns its D/s_j^2 into the
         # D/s_{j+1}^2 of an ancestral step, and the gradient is freed of it again.
-        gradient = pullback(x, leaf)(2 * scale * found.score_x)
+        gradient = Pullback(x, leaf)(2 * scale * found.score_x)
+        variance = variance.unsqueeze(1) if variance.ndim else variance  # [B,1] over users
+        length = (above**2 - sigma**2) ** 0.5 * gradient.flatten(2).norm(dim=2) / n**0.5  # in units of sqrt(D n) s
+        variance = torch.maximum(variance.expand_as(length), length)
         share = sigma**2 / above**2
         d = pvd_update(
             d, d, d, d0.detach(), gradient, sigma=sigma, sigma_above=above, zeta=share,

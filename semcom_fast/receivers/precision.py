@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..ops import philox_normal
+from ..ops.philox_normal import philox_normal
 from .users import Denoiser
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -38,7 +38,8 @@ class HalfPrecision(nn.Module):
 
     def __init__(self, network: Callable[..., Any], dtype: torch.dtype) -> None:
         super().__init__()
-        self.network, self.dtype = network, dtype
+        self.network: Callable[..., Any] = network
+        self.dtype = dtype
 
     def forward(self, x: Tensor, *level: Tensor) -> Any:
         with torch.autocast(x.device.type, self.dtype):

@@ -11,7 +11,7 @@ from ..ops._checks import tolerate_non_finite
 from .pvd_config import PVDConfig
 from .pvd_results import DivergedError, PVDLevel, PVDResult, choose
 from .pvd_run import Run
-from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, pullback
+from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, Pullback
 
 __all__ = ["PVD", "DivergedError", "PVDConfig", "PVDLevel", "PVDResult"]
 
@@ -59,13 +59,13 @@ class PVD:
             with torch.enable_grad():
                 leaf = d0.detach().requires_grad_(True)
                 x = self.encode(leaf)
-            through = pullback(x, leaf)
+            through = Pullback(x, leaf)
             return d0, var, x.detach(), lambda g: pull(through(g))
         with torch.enable_grad():
             leaf = d.detach().requires_grad_(True)
             d0, var = self.denoiser_d(leaf, sigma)
             x = self.encode(d0)
-        return d0.detach(), var.detach(), x.detach(), pullback(x, leaf)
+        return d0.detach(), var.detach(), x.detach(), Pullback(x, leaf)
 
     def check_power(self, x: Tensor, blocks: int, slots: int, y: Tensor) -> None:
         """The encoder's shape, dtype and power, once per run."""

@@ -15,6 +15,7 @@ from . import unchecked
 from .exact_score import exact_channel_score
 from .pvd_config import Level, per_user
 from .pvd_results import PVDLevel
+from .users import Pullback
 
 if TYPE_CHECKING:
     from .pvd import PVD
@@ -153,7 +154,10 @@ class Run:
         move = _Move(self.levels[j][0], self.levels[j + 1][0], next_var, n + 1)
         score_x, s = self._step_channel(j, n, move, d0, x, probe)
         # torch's cotangent of a real loss is twice the Wirtinger score: the 2 of G_X is taken out of s
-        self._move(self.d, d0, pull_d(score_x), 0.5 * s, move)
+        score_d = pull_d(score_x)
+        if n == 0 and isinstance(pull_d, Pullback):
+            pull_d.warn_if_lost(score_x, score_d, "encoder and denoiser_d")
+        self._move(self.d, d0, score_d, 0.5 * s, move)
 
     def _step_channel(
         self, j: int, n: int, move: _Move, d0: Tensor, x: Tensor, probe: Tensor | None

@@ -1,5 +1,6 @@
 """One callable for all users, or one per user: the loops see a single encoder and a single denoiser."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,11 +21,25 @@ def _per_user(fn, users: int, name: str) -> list | None:
     return fns
 
 
-def pullback(out: Tensor, leaf: Tensor) -> Callable[[Tensor], Tensor]:
+class Pullback:
     """The vector-Jacobian product of `out` in `leaf`; zero when `out` does not depend on it (a known channel, say)."""
-    if not out.requires_grad:
-        return lambda g: torch.zeros_like(leaf)
-    return lambda g: torch.autograd.grad(out, leaf, g, materialize_grads=True)[0]
+
+    def __init__(self, out: Tensor, leaf: Tensor) -> None:
+        self._out, self._leaf = out, leaf
+
+    def __call__(self, cotangent: Tensor) -> Tensor:
+        if not self._out.requires_grad:
+            return torch.zeros_like(self._leaf)
+        return torch.autograd.grad(self._out, self._leaf, cotangent, materialize_grads=True)[0]
+
+    def warn_if_lost(self, cotangent: Tensor, pulled: Tensor, name: str) -> None:
+        """A network that is differentiable and yet passes nothing back: some compiled ones do so without a word."""
+        if self._out.requires_grad and pulled.device.type == "cpu" and bool(cotangent.any()) and not bool(pulled.any()):
+            warnings.warn(
+                f"PVD: the gradient through {name} is exactly zero, so the source cannot be found. torch.compile loses "
+                "those of some complex-valued networks under autocast: compile in float32, or do not compile the encoder",
+                stacklevel=2,
+            )
 
 
 def _at(vjp: Callable[[Tensor, Tensor], Tensor], sigma: Tensor) -> Callable[[Tensor], Tensor]:
@@ -127,7 +142,7 @@ class ParallelDenoiser:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
             mean, var = self(leaf, sigma)
-        return mean.detach(), var.detach(), pullback(mean, leaf)
+        return mean.detach(), var.detach(), Pullback(mean, leaf)
 
     def _with_vjps(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """User by user: by its own `vjp` where a denoiser has one, else by automatic differentiation."""
@@ -141,6 +156,6 @@ class ParallelDenoiser:
                 mean, var = self._user(u, leaf, s)
             means.append(mean.detach())
             variances.append(var.detach())
-            pulls.append(_at(own, s) if own is not None else pullback(mean, leaf))
+            pulls.append(_at(own, s) if own is not None else Pullback(mean, leaf))
         whole = self._clamp(torch.stack(variances, 1), sigma)
         return torch.stack(means, 1), whole, lambda g: torch.stack([p(g[:, u]) for u, p in enumerate(pulls)], 1)

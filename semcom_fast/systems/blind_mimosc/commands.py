@@ -1,4 +1,4 @@
-"""The command line of this system: what `semcom-fast demo|run|train blind-mimosc` take and do."""
+"""The command line of this system: what `semcom-fast demo|run|sweep|train blind-mimosc` take and do."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

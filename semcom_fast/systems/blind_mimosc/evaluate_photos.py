@@ -7,9 +7,10 @@ below -6 dB. `nmse_db` is the mean ratio in dB with its standard error carried o
 `bound` is what the linearised bound predicts for the trained encoder, `bound-random` for a random linear one; both report
 the PSNR with the channel known besides. PVD is sent the penalised codec, which spends `mean_codeword_energy` of its power
 on what all codewords have in common, a superimposed pilot; pilots and known channels go with the plain codec
-(`codec`), and `pvd-plain` is PVD with it, the best of its starts. `cbr` counts pilots in blocks of T slots: with Np of
-them there are T/(T - Np) times as many blocks, where every block simulated here carries T data slots and the channel is
-estimated from Np more; `-equal` receivers have T - Np data slots and a shorter codeword instead.
+(`codec`), and `pvd-plain` is PVD with it, the best of its starts. `pvd_psnr_over_db` is by how much blind reception with
+one start beats the row's receiver, crop by crop. `cbr` counts pilots in blocks of T slots: with Np of them there are
+T/(T - Np) times as many blocks, where every block simulated here carries T data slots and the channel is estimated from
+Np more; `-equal` receivers have T - Np data slots and a shorter codeword instead.
 
 What every crop gave is kept in a folder of the cache named after networks, crops and settings, so that a stopped
 evaluation goes on where it was, and `semcom-fast run blind-mimosc --images photos` draws from it.
@@ -195,11 +196,19 @@ def row_of(job: Job, figures: Figures, protocol: PhotoProtocol, codec: PhotoCode
     return row
 
 
+def _blind_over(blind: Figures | None, figures: Figures, protocol: PhotoProtocol) -> dict[str, object]:
+    """PSNR of blind reception with one start less this receiver's, crop by crop: mean and standard error."""
+    if blind is None or figures is blind or "recovered" not in figures:
+        return {}
+    gain = mean_of(blind["psnr_db"] - figures["psnr_db"], protocol.origins.numpy())
+    return {"pvd_psnr_over_db": f"{gain.mean:.4f}", "pvd_psnr_over_db_se": f"{gain.se:.4f}"}
+
+
 FIELDS = (
     "encoder", "receiver", "snr_db", "cbr", "success_rate", "nmse_db", "nmse_db_se", "nmse_median_db", "psnr_db",
     "psnr_db_se", "ssim", "ssim_se", "success_nmse_db", "success_psnr_db", "psnr_known_db", "psnr_known_db_se",
-    "energy_of_successes", "energy_of_failures", "codec", "mean_codeword_energy", "crops", "photographs", "starts", "seed",
-    "networks",
+    "pvd_psnr_over_db", "pvd_psnr_over_db_se", "energy_of_successes", "energy_of_failures", "codec",
+    "mean_codeword_energy", "crops", "photographs", "starts", "seed", "networks",
 )  # fmt: skip
 
 
@@ -220,6 +229,7 @@ def rows_of(evaluation: PhotoEvaluation, variant: str) -> list[dict[str, object]
         row = row_of(job, figures, p, evaluation.networks.codec) | common
         row["codec"] = variant if symbols is None else f"plain_{symbols}"
         row["mean_codeword_energy"] = f"{evaluation.common_energy(symbols):.3f}"
+        row |= _blind_over(evaluation.found.get(Job("pvd", job.snr_db)), figures, p)
         rows.append({name: row.get(name, "") for name in FIELDS} | place)
     return rows
 

@@ -9,8 +9,8 @@ import numpy as np
 from ...errors import require_extra
 
 COLOURS = {
-    "pvd": "#7fb3d9", "pvd-starts": "#1b6ca8", "dps-csi": "#5aa17f", "bound": "#444444", "lmmse-m": "#e6a06a",
-    "lmmse-2m": "#d95f02", "dps-m": "#7a4ea3", "oracle": "#9a9a9a", "djscc-csi": "#c0392b",
+    "pvd": "#7fb3d9", "pvd-starts": "#1b6ca8", "pvd-plain": "#17a2a2", "dps-csi": "#5aa17f", "bound": "#444444",
+    "lmmse-m": "#e6a06a", "lmmse-2m": "#d95f02", "dps-m": "#7a4ea3", "oracle": "#9a9a9a", "djscc-csi": "#c0392b",
 }  # fmt: skip
 MARKERS = {"pvd": "o", "pvd-starts": "o", "bound": "x", "lmmse-m": "v", "lmmse-2m": "v", "dps-m": "^", "oracle": "+"}
 PANELS = (("nmse", "channel NMSE (dB)"), ("psnr_db", "PSNR (dB)"))
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 def _pictures(figure, area, rows: Sequence[Row]) -> None:
-    grid = area.subgridspec(len(rows), len(rows[0].images), wspace=0.05, hspace=0.34)
+    grid = area.subgridspec(len(rows), len(rows[0].images), wspace=0.05, hspace=0.25)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row.images):
             axes = figure.add_subplot(grid[r, c])
@@ -81,7 +81,7 @@ def draw(
     """Write the figure to `path` (its suffix picks the format); folders are made as needed."""
     require_extra("matplotlib", "demo").use("Agg")
     plt = require_extra("matplotlib.pyplot", "demo")
-    height = max(1.5 + 0.95 * len(rows), 6.5)
+    height = max(1.5 + 1.2 * len(rows), 6.5)
     figure = plt.figure(figsize=(16, height), dpi=120, facecolor="white")
     areas = figure.add_gridspec(
         1, 2, width_ratios=(1.5, 1), left=0.125, right=0.855, top=1 - 1.05 / height, bottom=0.65 / height, wspace=0.14
@@ -92,7 +92,7 @@ def draw(
                 fontweight="bold", va="center")  # fmt: skip
     subtitle = (
         f"32x32 grey crops, 256 symbols over 8 blocks of a Rayleigh 8x2 channel. Left: {shown_db:g} dB, PSNR in dB under "
-        "each picture. Right: means over all crops, bars: standard error."
+        "each picture. Right: means over all crops, bars: standard error. Pilots and known channels: plain code."
     )
     figure.text(0.015, 1 - 0.64 / height, subtitle, fontsize=10, color="0.35", va="center")
     path.parent.mkdir(parents=True, exist_ok=True)

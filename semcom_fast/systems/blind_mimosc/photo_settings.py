@@ -22,7 +22,7 @@ class PhotoFitSettings(FlooredFitSettings):
 
 @dataclass(frozen=True)
 class PartDefaults:
-    """What a part is trained with unless told otherwise: as the shipped weights were."""
+    """What a part is trained with unless told otherwise: as the shipped weights were, whose cards say it too."""
 
     steps: int
     rate: float
@@ -32,8 +32,8 @@ class PartDefaults:
 
 DEFAULTS = {
     "codec": PartDefaults(4_000, 1.5e-3, weight_decay=0.1, penalty=1.0),
-    "codec-plain": PartDefaults(4_000, 1.5e-3, weight_decay=0.1),
-    "denoiser": PartDefaults(6_000, 1e-3),
+    "codec-plain": PartDefaults(6_000, 7e-4, weight_decay=0.1),
+    "denoiser": PartDefaults(36_000, 1e-3),
 }
 PARTS = tuple(DEFAULTS)
 

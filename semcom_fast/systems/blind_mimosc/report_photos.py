@@ -16,20 +16,24 @@ from .photo_images import SIDE, grey
 from .photo_reception import RECEIVERS, STARTS
 
 SHOWN = 8
+PICTURES = ("pvd-starts", "pvd-plain", "lmmse-m", "lmmse-2m", "dps-m", "dps-csi", "djscc-csi")  # rows, where received
 LABELS = {
     "pvd": "PVD, one start",
     "pvd-starts": f"PVD, {STARTS} starts",
     "pvd-plain": f"PVD, plain code, {STARTS} starts",
+    "pvd-moment": "PVD, residual-matched noise",
+    "pvd-csi": "PVD, channel known",
+    "pvd-csi-low": "PVD, same, first level 3",
     "bound": "linearised bound",
     "bound-random": "bound, random code",
     "oracle": "LMMSE, codeword known",
     "lmmse-m": "LMMSE + DJSCC, M pilots",
     "lmmse-2m": "LMMSE + DJSCC, 2M pilots",
-    "lmmse-m-equal": "  the same at CBR 0.25, M",
-    "lmmse-2m-equal": "  the same at CBR 0.25, 2M",
+    "lmmse-m-equal": "  M pilots, equal CBR",
+    "lmmse-2m-equal": "  2M pilots, equal CBR",
     "langevin-m": "Langevin + DJSCC, M pilots",
     "dps-m": "DPS, M pilots",
-    "dps-m-equal": "  the same at CBR 0.25",
+    "dps-m-equal": "DPS, M pilots, equal CBR",
     "dps-csi": "DPS, channel known",
     "djscc-csi": "DJSCC, channel known",
 }
@@ -65,7 +69,7 @@ def _pair(text: dict[str, str], name: str, digits: int) -> str:
 def table(evaluation: PhotoEvaluation) -> str:
     """The results as text: one line per receiver and SNR."""
     head = (
-        f"{'receiver':26} {'SNR':>4} {'CBR':>6} | {'success':>7} {'NMSE (dB)':>16} {'median':>7} | "
+        f"{'receiver':27} {'SNR':>4} {'CBR':>6} | {'success':>7} {'NMSE (dB)':>16} {'median':>7} | "
         f"{'PSNR (dB)':>14} {'SSIM':>14}"
     )
     lines = [head, "-" * len(head)]
@@ -74,12 +78,12 @@ def table(evaluation: PhotoEvaluation) -> str:
         success = f"{float(text['success_rate']):.0%}" if text["success_rate"] else ""
         median = f"{float(text['nmse_median_db']):.2f}" if text["nmse_median_db"] else ""
         lines.append(
-            f"{LABELS[text['receiver']]:26} {text['snr_db']:>4} {float(text['cbr']):6.3f} | {success:>7} "
+            f"{LABELS[text['receiver']]:27} {text['snr_db']:>4} {float(text['cbr']):6.3f} | {success:>7} "
             f"{_pair(text, 'nmse_db', 2):>16} {median:>7} | {_pair(text, 'psnr_db', 2):>14} {_pair(text, 'ssim', 3):>14}"
         )
         if text["psnr_known_db"]:
             known = _pair(text, "psnr_known_db", 2)
-            lines.append(f"{'  channel known':26} {text['snr_db']:>4} {'':6} | {'':7} {'':16} {'':7} | {known:>14}")
+            lines.append(f"{'  channel known':27} {text['snr_db']:>4} {'':6} | {'':7} {'':16} {'':7} | {known:>14}")
     return "\n".join(lines)
 
 
@@ -93,11 +97,10 @@ def figure_crops(protocol: PhotoProtocol, photos: PhotoCrops) -> Tensor:
 def _rows(evaluation: PhotoEvaluation, snr_db: float, places: Tensor) -> list[Row]:
     p = evaluation.protocol
     rows = [Row("sent", p.images[places].squeeze(1).numpy(), ())]
-    for name in p.receivers:
+    for name in (name for name in PICTURES if name in p.receivers):
         figures = evaluation.found[Job(name, snr_db)]
-        if "recovered" in figures:
-            notes = [f"{value:.1f}" for value in figures["psnr_db"][places.numpy()]]
-            rows.append(Row(LABELS[name], figures["recovered"][places.numpy()], notes))
+        notes = [f"{value:.1f}" for value in figures["psnr_db"][places.numpy()]]
+        rows.append(Row(LABELS[name], figures["recovered"][places.numpy()], notes))
     return rows
 
 
