@@ -4,8 +4,9 @@ made with, and by what a network is recognised."""
 import hashlib
 import shutil
 import subprocess
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -72,6 +73,17 @@ class KeptEvaluation(ABC, Generic[Job]):
                     with whole_file(path) as file:
                         np.savez(file, **self.found[job])  # type: ignore[arg-type]
         return self.found[job]
+
+
+def table_or_stop(evaluate: Callable[[], object], out: Path, *more: Path) -> int:
+    """An evaluation on the command line: its tables printed; on Ctrl-C, where the rows are. Returns the exit code."""
+    try:
+        evaluate()
+    except KeyboardInterrupt:
+        print(f"\nstopped; the rows finished so far are in {out}, and a new run goes on from them", file=sys.stderr)
+        return 130
+    print(*(path.read_text() for path in (out, *more) if path.exists()), sep="\n")
+    return 0
 
 
 def where() -> dict[str, str]:

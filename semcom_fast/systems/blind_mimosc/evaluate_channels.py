@@ -32,7 +32,7 @@ from ...data import load_digits
 from ...data.images import data_home
 from ...links import channel_nmse, noise_var_from_snr_db, transmit
 from ...receivers import PVD, GaussianChannelPrior, PVDConfig
-from ..evaluation import Figures, KeptEvaluation, where
+from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
 from ..sgd_jscc.evaluate import write_table
 from .channel_laws import ChannelLaw
 from .channel_prior import load_channel_denoiser
@@ -307,13 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuple(args.laws), tuple(args.codeword), tuple(args.snr), tuple(args.priors), args.images, args.seed,
         weights=args.weights,
     )  # fmt: skip
-    try:
-        evaluate(protocol, args.out, keep=data_home() / "pvd_channels")
-    except KeyboardInterrupt:
-        print(f"\nstopped; the rows so far are in {args.out}, and a new run goes on from them", file=sys.stderr)
-        return 130
-    print(args.out.read_text())
-    return 0
+    return table_or_stop(lambda: evaluate(protocol, args.out, keep=data_home() / "pvd_channels"), args.out)
 
 
 if __name__ == "__main__":

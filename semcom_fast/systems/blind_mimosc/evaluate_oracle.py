@@ -38,7 +38,7 @@ from ...data.images import data_home
 from ...links import channel_nmse, draw_channel, noise_var_from_snr_db, transmit
 from ...ops import power_normalise
 from ...receivers import PVD, DivergedError, GaussianChannelPrior, PVDConfig
-from ..evaluation import Figures, KeptEvaluation, where
+from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
 from ..sgd_jscc.evaluate import write_table
 from .evaluate_channels import Estimate, gain_db, mean_db
 from .experiment import Link
@@ -331,13 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     protocol = Protocol(tuple(args.settings), tuple(args.sources), tuple(args.snr), args.images, seed=args.seed)
-    try:
-        evaluate(protocol, args.out, keep=data_home() / "pvd_oracle")
-    except KeyboardInterrupt:
-        print(f"\nstopped; the rows so far are in {args.out}, and a new run goes on from them", file=sys.stderr)
-        return 130
-    print(args.out.read_text())
-    return 0
+    return table_or_stop(lambda: evaluate(protocol, args.out, keep=data_home() / "pvd_oracle"), args.out)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch import Tensor
 from ...data.images import data_home
 from ...data.photos import PhotoCrops
 from ...receivers import PVDConfig
-from ..evaluation import Figures, KeptEvaluation, fingerprint, where
+from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop, where
 from ..sgd_jscc.evaluate import mean_of, write_table
 from .experiment import SUCCESS_DB
 from .networks import PHOTO_CODECS, load_photo_codec, load_photo_denoiser
@@ -265,13 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         PhotoCrops(size=SIDE), args.crops, receivers=tuple(args.receivers), snrs_db=tuple(args.snr), seed=args.seed,
         bf16=args.bf16,
     )  # fmt: skip
-    try:
-        evaluate(args.encoders, protocol, args.out, weights=args.weights, keep=data_home() / "blind_mimosc")
-    except KeyboardInterrupt:
-        print(f"\nstopped; rows finished so far are in {args.out}, and a new run goes on from them", file=sys.stderr)
-        return 130
-    print(args.out.read_text())
-    return 0
+    keep = data_home() / "blind_mimosc"
+    run = functools.partial(evaluate, args.encoders, protocol, args.out, weights=args.weights, keep=keep)
+    return table_or_stop(run, args.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...data.images import data_home
 from ...links.snr import noise_var_from_snr_db
-from ..evaluation import Figures, KeptEvaluation, where
+from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
 from .channels import ARRAYS, KINDS, NT, PROFILES, load_set
 from .estimators import LABELS, MAIN, Estimate, Estimators, Setting
 from .link import pilot_count, qpsk_pilots, transmit
@@ -255,17 +255,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     protocol = protocol_of(args)
     estimators = Estimators(protocol.setting, weights=args.weights, bf16=not args.fp32)
-    try:
-        keep = None if args.anew else data_home() / "dm_vb"
-        evaluation = Evaluation(estimators, protocol, keep, strict=args.estimators is not None)
-        evaluate(evaluation, args.out)
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped; the rows finished so far are in {args.out}, and a new run goes on from them", file=sys.stderr
-        )
-        return 130
-    print(*(path.read_text() for path in (args.out, gains_path(args.out)) if path.exists()), sep="\n")
-    return 0
+    keep = None if args.anew else data_home() / "dm_vb"
+
+    def run() -> None:
+        evaluate(Evaluation(estimators, protocol, keep, strict=args.estimators is not None), args.out)
+
+    return table_or_stop(run, args.out, gains_path(args.out))
 
 
 def add_protocol(parser: argparse.ArgumentParser, defaults: Protocol) -> None:

@@ -33,7 +33,7 @@ from ...data.photos import PhotoCrops
 from ...links.metrics import psnr, ssim
 from ...links.perceptual import edge_f1, frechet_distance, latent_features, ms_ssim
 from ...receivers.waterfill_config import WaterfillConfig
-from ..evaluation import Figures, KeptEvaluation, fingerprint, where
+from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop, where
 from .link import CHANNELS, LinkConfig, send
 from .receiver import ReceiverConfig, Sent, SgdJscc, load_system
 
@@ -326,17 +326,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         PhotoCrops(size=64), args.images, args.receivers, args.steps, bf16=args.bf16, channels=tuple(args.channels),
         snrs_db=tuple(args.snr), seed=args.seed,
     )  # fmt: skip
-    try:
+
+    def run() -> None:
         edges = any(config.edges and config.denoiser == "diffusion" for config in protocol.receivers.values())
         system = load_system(args.weights, control=edges)
         evaluate(system, protocol, args.out, "all test photos", keep=data_home() / "sgd_jscc")
-    except KeyboardInterrupt:
-        print(
-            f"\nstopped; the rows finished so far are in {args.out}, and a new run goes on from them", file=sys.stderr
-        )
-        return 130
-    print(args.out.read_text(), gains_path(args.out).read_text(), sep="\n")
-    return 0
+
+    return table_or_stop(run, args.out, gains_path(args.out))
 
 
 if __name__ == "__main__":
