@@ -330,8 +330,11 @@ def test_a_lost_gradient_is_not_silent():
     """A network may be differentiable and pass nothing back; a known codeword depends on nothing and is meant so."""
     encoder, denoiser, y, noise_var, d, _ = _case()
     config = PVDConfig(**STEEP)
-    with pytest.warns(UserWarning, match="gradient through encoder and denoiser_d is exactly zero"):
-        _run(lambda s: encoder(_LosesGradient.apply(s)), GaussianChannelPrior(), denoiser, config, y, noise_var)
+    by_itself = lambda x, sigma: denoiser(x, sigma)  # noqa: E731
+    by_itself.vjp = lambda cotangent, sigma: cotangent
+    for source in (denoiser, by_itself):
+        with pytest.warns(UserWarning, match="gradient through encoder and denoiser_d is exactly zero"):
+            _run(lambda s: encoder(_LosesGradient.apply(s)), GaussianChannelPrior(), source, config, y, noise_var)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for network in (encoder, lambda s: encoder(d).detach()):

@@ -52,15 +52,14 @@ class PVD:
         self.denoiser_h = ParallelDenoiser(denoiser_h, users, "denoiser_h", sigma_per_user=apart)
         self.denoiser_d = ParallelDenoiser(denoiser_d, users, "denoiser_d", sigma_per_user=apart)
 
-    def decode_with_vjp(self, d: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def decode_with_vjp(self, d: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Pullback]:
         """Denoised source, its variance, its codeword, and the VJP of both maps together."""
         if self.denoiser_d.has_vjp:
             d0, var, pull = self.denoiser_d.with_vjp(d, sigma)
             with torch.enable_grad():
                 leaf = d0.detach().requires_grad_(True)
                 x = self.encode(leaf)
-            through = Pullback(x, leaf)
-            return d0, var, x.detach(), lambda g: pull(through(g))
+            return d0, var, x.detach(), Pullback(x, leaf, then=pull)
         with torch.enable_grad():
             leaf = d.detach().requires_grad_(True)
             d0, var = self.denoiser_d(leaf, sigma)

@@ -15,7 +15,6 @@ from . import unchecked
 from .exact_score import exact_channel_score
 from .pvd_config import Level, per_user
 from .pvd_results import PVDLevel
-from .users import Pullback
 
 if TYPE_CHECKING:
     from .pvd import PVD
@@ -155,8 +154,8 @@ class Run:
         score_x, s = self._step_channel(j, n, move, d0, x, probe)
         # torch's cotangent of a real loss is twice the Wirtinger score: the 2 of G_X is taken out of s
         score_d = pull_d(score_x)
-        if n == 0 and isinstance(pull_d, Pullback):
-            pull_d.warn_if_lost(score_x, score_d, "encoder and denoiser_d")
+        if n == 0:
+            pull_d.warn_if_lost(score_x, score_d)
         self._move(self.d, d0, score_d, 0.5 * s, move)
 
     def _step_channel(

@@ -22,22 +22,26 @@ def _per_user(fn, users: int, name: str) -> list | None:
 
 
 class Pullback:
-    """The vector-Jacobian product of `out` in `leaf`; zero when `out` does not depend on it (a known channel, say)."""
+    """The vector-Jacobian product of `out` in `leaf`; zero when `out` does not depend on it (a known channel, say).
 
-    def __init__(self, out: Tensor, leaf: Tensor) -> None:
-        self._out, self._leaf = out, leaf
+    `then`: the product of a map before it, applied to what is pulled back.
+    """
+
+    def __init__(self, out: Tensor, leaf: Tensor, then: Callable[[Tensor], Tensor] = lambda pulled: pulled) -> None:
+        self._out, self._leaf, self._then = out, leaf, then
 
     def __call__(self, cotangent: Tensor) -> Tensor:
         if not self._out.requires_grad:
-            return torch.zeros_like(self._leaf)
-        return torch.autograd.grad(self._out, self._leaf, cotangent, materialize_grads=True)[0]
+            return self._then(torch.zeros_like(self._leaf))
+        return self._then(torch.autograd.grad(self._out, self._leaf, cotangent, materialize_grads=True)[0])
 
-    def warn_if_lost(self, cotangent: Tensor, pulled: Tensor, name: str) -> None:
+    def warn_if_lost(self, cotangent: Tensor, pulled: Tensor) -> None:
         """A network that is differentiable and yet passes nothing back: some compiled ones do so without a word."""
         if self._out.requires_grad and pulled.device.type == "cpu" and bool(cotangent.any()) and not bool(pulled.any()):
             warnings.warn(
-                f"PVD: the gradient through {name} is exactly zero, so the source cannot be found. torch.compile loses "
-                "those of some complex-valued networks under autocast: compile in float32, or do not compile the encoder",
+                "PVD: the gradient through encoder and denoiser_d is exactly zero, so the source cannot be found. "
+                "torch.compile loses those of some complex-valued networks under autocast: compile in float32, or do not "
+                "compile the encoder",
                 stacklevel=2,
             )
 

@@ -17,7 +17,6 @@ evaluation goes on where it was.
 
 import argparse
 import hashlib
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +29,9 @@ from torch import Tensor
 
 from ...data import load_digits
 from ...data.images import data_home
-from ...links import channel_nmse, noise_var_from_snr_db, transmit
+from ...links import channel_nmse, noise_var_from_snr_db, to_db, transmit
 from ...receivers import PVD, GaussianChannelPrior, PVDConfig
+from ..decibels import Estimate, gain_db, influence, mean_db, standard_error
 from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
 from ..sgd_jscc.evaluate import write_table
 from .channel_laws import ChannelLaw
@@ -203,49 +203,19 @@ class Evaluation(KeptEvaluation[Job]):
         return {name: value.double().numpy() for name, value in figures.items()}
 
 
-class Estimate(NamedTuple):
-    """A figure and its standard error."""
-
-    value: float
-    se: float
-
-
-def _db(ratio: float) -> float:
-    return 10 * math.log10(ratio)
-
-
-def _influence(ratios: np.ndarray) -> np.ndarray:
-    """What each image moves 10 log10 of the mean ratio by, to first order."""
-    return 10 / math.log(10) * (ratios / ratios.mean() - 1)
-
-
-def _se(influence: np.ndarray) -> float:
-    return float(influence.std(ddof=1) / len(influence) ** 0.5)
-
-
-def mean_db(ratios: np.ndarray) -> Estimate:
-    """10 log10 of the mean ratio."""
-    return Estimate(_db(float(ratios.mean())), _se(_influence(ratios)))
-
-
-def gain_db(base: np.ndarray, better: np.ndarray) -> Estimate:
-    """By how many dB the mean of `better` is below that of `base`, image by image the same problems."""
-    return Estimate(_db(float(base.mean() / better.mean())), _se(_influence(base) - _influence(better)))
-
-
 def gain_share(base: np.ndarray, learned: np.ndarray, exact: np.ndarray) -> Estimate:
     """gain_db(base, learned) over gain_db(base, exact)."""
     part, whole = gain_db(base, learned).value, gain_db(base, exact).value
     share = part / whole
-    at = _influence(base)
-    influence = (at - _influence(learned) - share * (at - _influence(exact))) / whole
-    return Estimate(share, _se(influence))
+    at = influence(base)
+    moves = (at - influence(learned) - share * (at - influence(exact))) / whole
+    return Estimate(share, standard_error(moves))
 
 
 def gain_per_image(base: np.ndarray, better: np.ndarray) -> Estimate:
     """The mean over images of each one's gain in dB: a few failures do not rule it as they rule the mean ratio."""
     gains = 10 * np.log10(base / better)
-    return Estimate(float(gains.mean()), _se(gains))
+    return Estimate(float(gains.mean()), standard_error(gains))
 
 
 GAINS = ("gain_db", "gain_se", "gain_per_image_db", "gain_per_image_se", "share", "share_se")
@@ -261,7 +231,7 @@ def rows_of(evaluation: Evaluation) -> list[dict[str, object]]:
         mean, lmmse = mean_db(nmse), mean_db(figures["lmmse"])
         row: dict[str, object] = {"channel": LAWS[job.law].name, "codeword": job.knowledge, "snr_db": f"{job.snr_db:g}"}
         row |= {"prior": job.prior, "nmse_db": f"{mean.value:.3f}", "nmse_se": f"{mean.se:.3f}"}
-        row["nmse_median_db"] = f"{_db(float(np.median(nmse))):.3f}"
+        row["nmse_median_db"] = f"{to_db(float(np.median(nmse))):.3f}"
         row["success_rate"] = f"{(nmse < 10 ** (SUCCESS_DB / 10)).mean():.4f}"
         row |= dict.fromkeys(GAINS, "")
         base, exact = (found.get(job._replace(prior=name)) for name in ("rayleigh", "gaussian"))

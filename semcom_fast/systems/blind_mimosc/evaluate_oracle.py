@@ -22,7 +22,6 @@ on where it was.
 
 import argparse
 import hashlib
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,12 +34,12 @@ from torch import Tensor
 
 from ...baselines.lmmse import gaussian_pilots, oracle_lmmse_channel
 from ...data.images import data_home
-from ...links import channel_nmse, draw_channel, noise_var_from_snr_db, transmit
+from ...links import channel_nmse, draw_channel, noise_var_from_snr_db, to_db, transmit
 from ...ops import power_normalise
 from ...receivers import PVD, DivergedError, GaussianChannelPrior, PVDConfig
+from ..decibels import Estimate, gain_db, mean_db
 from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
 from ..sgd_jscc.evaluate import write_table
-from .evaluate_channels import Estimate, gain_db, mean_db
 from .experiment import Link
 from .known_codeword import Response, codeword_modes, limit_gain, lmmse_errors, mode_errors, response
 from .oracle_sources import BlindSource, blind_source, known_source
@@ -275,7 +274,7 @@ def _compare(row: dict[str, object], nmse: np.ndarray, oracle: np.ndarray, bound
 
 
 def _ratio_db(above: np.ndarray, below: np.ndarray) -> str:
-    return f"{10 * math.log10(float(above.mean() / below.mean())):.3f}"
+    return f"{to_db(float(above.mean() / below.mean())):.3f}"
 
 
 def _rows_of_job(evaluation: Evaluation, job: Job, found: Figures) -> list[dict[str, object]]:

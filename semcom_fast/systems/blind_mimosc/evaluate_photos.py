@@ -32,6 +32,7 @@ from torch import Tensor
 from ...data.images import data_home
 from ...data.photos import PhotoCrops
 from ...receivers import PVDConfig
+from ..decibels import mean_db
 from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop, where
 from ..sgd_jscc.evaluate import mean_of, write_table
 from .experiment import SUCCESS_DB
@@ -146,13 +147,6 @@ class PhotoEvaluation(KeptEvaluation[Job]):
         return self._reception[1].receive(job.receiver)
 
 
-def _ratio_db(ratios: np.ndarray) -> tuple[float, float]:
-    """Mean of linear ratios in dB, and its standard error carried over to dB."""
-    mean = float(ratios.mean())
-    error = float(ratios.std(ddof=1) / len(ratios) ** 0.5) if len(ratios) > 1 else float("nan")
-    return 10 * float(np.log10(mean)), 10 / float(np.log(10)) * error / mean
-
-
 def _successes(figures: Figures) -> dict[str, object]:
     """How many, over all starts, and the means over those alone."""
     limit = 10 ** (SUCCESS_DB / 10)
@@ -161,7 +155,7 @@ def _successes(figures: Figures) -> dict[str, object]:
         "success_rate": f"{float((figures.get('nmse_starts', figures['nmse']) < limit).mean()):.4f}"
     }
     if good.any():
-        row["success_nmse_db"] = f"{_ratio_db(figures['nmse'][good])[0]:.3f}"
+        row["success_nmse_db"] = f"{mean_db(figures['nmse'][good]).value:.3f}"
         if "psnr_db" in figures:
             row["success_psnr_db"] = f"{float(figures['psnr_db'][good].mean()):.4f}"
     return row
@@ -176,7 +170,7 @@ def row_of(job: Job, figures: Figures, protocol: PhotoProtocol, codec: PhotoCode
     }
     if "nmse" in figures:
         nmse = figures["nmse"]
-        mean, error = _ratio_db(nmse)
+        mean, error = mean_db(nmse)
         row |= {
             "nmse_db": f"{mean:.3f}",
             "nmse_db_se": f"{error:.3f}",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import require_extra
+from ..decibels import Estimate, mean_db, standard_error
 
 COLOURS = {
     "pvd": "#7fb3d9", "pvd-starts": "#1b6ca8", "pvd-plain": "#17a2a2", "dps-csi": "#5aa17f", "bound": "#444444",
@@ -40,12 +41,9 @@ def _pictures(figure, area, rows: Sequence[Row]) -> None:
                 axes.set_ylabel(row.label, rotation=0, ha="right", va="center", labelpad=8, fontsize=10)
 
 
-def _value(values: np.ndarray, name: str) -> tuple[float, float]:
+def _value(values: np.ndarray, name: str) -> Estimate:
     """Mean and standard error; of a ratio, both in dB."""
-    mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-    if name == "nmse":
-        return 10 * float(np.log10(mean)), 10 / float(np.log(10)) * error / mean
-    return mean, error
+    return mean_db(values) if name == "nmse" else Estimate(float(values.mean()), standard_error(values))
 
 
 def _panels(figure, area, found: Mapping, snrs_db: Sequence[float], labels: Mapping[str, str]) -> None:
@@ -60,7 +58,7 @@ def _panels(figure, area, found: Mapping, snrs_db: Sequence[float], labels: Mapp
                 continue
             values = [_value(of_snr[snr][figure_name], figure_name) for snr in snrs]
             axes.errorbar(
-                snrs, [v[0] for v in values], yerr=[v[1] for v in values], color=COLOURS[name], label=labels[name],
+                snrs, [v.value for v in values], yerr=[v.se for v in values], color=COLOURS[name], label=labels[name],
                 marker=MARKERS.get(name, "s"), linewidth=1.8, markersize=6, markerfacecolor="white",
                 markeredgewidth=1.6, capsize=2, elinewidth=1, linestyle="--" if name == "bound" else "-",
             )  # fmt: skip

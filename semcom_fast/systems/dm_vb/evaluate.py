@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...data.images import data_home
 from ...links.snr import noise_var_from_snr_db
+from .. import decibels
 from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
 from .channels import ARRAYS, KINDS, NT, PROFILES, load_set
 from .estimators import LABELS, MAIN, Estimate, Estimators, Setting
@@ -37,7 +38,6 @@ DENSITY, DENSITY_SNR_DB = 0.6, 20.0
 CHANNELS = 32
 _ITEMS = 1_000_000  # of noise and starts, apart for each profile
 _VERSION = 3
-_DB = 10 / np.log(10)
 
 
 @dataclass(frozen=True)
@@ -171,15 +171,12 @@ class Mean(NamedTuple):
 
 def mean_db(nmse: np.ndarray) -> Mean:
     """10 log10 of the mean NMSE over channels, its standard error by the delta method."""
-    mean = nmse.mean()
-    return Mean(float(_DB * np.log(mean)), float(_DB * nmse.std(ddof=1) / mean / len(nmse) ** 0.5))
+    return Mean(*decibels.mean_db(nmse))
 
 
 def gain_db(better: np.ndarray, base: np.ndarray) -> Mean:
     """How much lower the mean NMSE `better` is than `base` on the same channels, in dB, with the error of the pairs."""
-    influence = base / base.mean() - better / better.mean()
-    gain = _DB * np.log(base.mean() / better.mean())
-    return Mean(float(gain), float(_DB * influence.std(ddof=1) / len(base) ** 0.5))
+    return Mean(*decibels.gain_db(base, better))
 
 
 def selection(job: Job, figures: Figures) -> float | None:
