@@ -1,1 +1,1 @@
-"""Microbenchmarks: `python -m benchmarks` runs every stem, `python -m benchmarks likelihood_score --quick` one."""
+"""Microbenchmarks: `semcom-fast bench` runs every row, `semcom-fast bench likelihood_score --quick` a few small ones."""

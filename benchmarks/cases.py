@@ -1,18 +1,64 @@
 """One benchmark row: how to make inputs, who competes, and the least work any implementation must do."""
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from . import timing
+STEMS = [
+    "mimo_matmul",
+    "likelihood_score",
+    "pvd_update",
+    "blockdiag_apply",
+    "blockdiag_adjoint",
+    "philox_normal",
+    "power_normalise",
+    "pvd_calibrate",
+    "pvd_channel_step",
+    "rzf_precode",
+    "rzf_matrix",
+    "lmmse_equalise",
+    "lmmse_channel",
+    "cir_to_ofdm",
+    "waterfill_equalise",
+    "waterfill_inject",
+    "waterfill_step",
+    "waterfill_step_authors",
+    "pilot_posterior_step",
+    "renoise",
+    "elbo_reduce",
+    "dirichlet_responsibilities",
+    "cdl_channels",
+]
+RIVALS = ("sionna", "mkl compact", "mkl compact packed", "mkl batch", "compiled planes", "cupy")  # columns, in order
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """Unit roundoff of a dtype; twice that in double precision, where the definition compared with rounds as well."""
+    unit = torch.finfo(dtype).eps / 2
+    return 2 * unit if unit < 1e-10 else unit
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """torch.complex64 -> "complex64"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def column(rival: str) -> str:
+    """The stem of a rival's columns in CSV files: "mkl compact" -> mkl_compact."""
+    return rival.replace(" ", "_")
 
 
 @dataclass
 class Case:
-    """`make(i)` builds an input tuple; `ours`, the peers and `reference` take it apart. `check` compares to float64."""
+    """`make(i)` builds an input tuple; `ours`, the peers, the rivals and `reference` take it apart.
+
+    peers: plain torch formulations by name; the fastest is "best torch". rivals: other packages by their name in RIVALS,
+    each a callable on the same inputs or a sentence that says why it is missing and how to get it.
+    """
 
     op: str
     size: str
@@ -20,98 +66,59 @@ class Case:
     ours: Callable[..., Any]
     peers: dict[str, Callable[..., Any]]
     reference: Callable[..., Any]
-    check: Callable[[], float]  # worst relative error of ours; the bound is `bound`
+    check: Callable[[], float]  # worst relative error of ours against float64; at most `bound`, or nothing is timed
     bound: float
     min_bytes: int
     flops: int = 0
     normals: int = 0
-    target: str = ""
-    rival: tuple[str, Callable[..., Any] | None] | None = None  # another package; None when it is not installed
+    target: str = ""  # clauses that targets.verdicts reads
+    rivals: dict[str, Callable[..., Any] | str] = field(default_factory=dict)
+    dtype: str = "complex64"
+    kernel: str = ""  # what runs ours, where it is not simply the op's kernel on this device
+    stem: str = ""  # the file it comes from, filled in by `collect`
+
+    def __post_init__(self) -> None:
+        unknown = set(self.rivals) - set(RIVALS)
+        if unknown:
+            raise ValueError(f"{self.op}: no column for rival {min(unknown)!r}; there: {', '.join(RIVALS)}")
 
 
-_missing: set[str] = set()
+def collect(stems: Iterable[str], quick: bool) -> list[Case]:
+    """Every row of these stems, in order."""
+    out = []
+    for stem in stems:
+        for case in importlib.import_module(f".{stem}", __package__).cases(quick):
+            case.stem = stem
+            out.append(case)
+    return out
 
 
-def optional_peer(module: str, extra: str) -> Any:
-    """A package to compare with, or None after saying once that it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        if extra not in _missing:
-            _missing.add(extra)
-            print(f"{extra} is not installed: its column stays empty (pip install 'semcom-fast[{extra}]')")
-        return None
+def choose(cases: list[Case], size: str | None = None, op: str | None = None, dtype: str | None = None) -> list[Case]:
+    """The rows that pass every filter; a ValueError names the filter that none passes.
+
+    size: the exact text of a row's size, else a part of it, else a regular expression. op: exact, for a stem whose rows are
+    of several ops.
+    """
+    found = cases
+    if op:
+        found = _some([c for c in found if c.op == op], "--op", op, [c.op for c in found])
+    if dtype:
+        found = _some([c for c in found if c.dtype == dtype], "--dtype", dtype, [c.dtype for c in found])
+    if size:
+        try:
+            pattern = re.compile(size)
+        except re.error:
+            pattern = re.compile(re.escape(size))
+        exact = [c for c in found if c.size == size]
+        part = [c for c in found if size in c.size]
+        match = [c for c in found if pattern.search(c.size)]
+        found = _some(exact or part or match, "--size", size, [c.size for c in found])
+    return found
 
 
-@dataclass
-class Row:
-    """Microseconds are medians of interleaved rounds; `ratio` = best torch / ours."""
-
-    op: str
-    size: str
-    cache: str
-    kernel: str
-    ours_us: float
-    ours_low_us: float
-    ours_high_us: float
-    best_torch: str
-    best_torch_us: float
-    ratio: float
-    reference_us: float
-    copy_us: float
-    min_bytes: int
-    copy_share: float
-    gb_per_s: float
-    gflop_per_s: float
-    cgemm_share: float
-    floor_share: float
-    worst_error: float
-    target: str = field(default="")
-    rival: str = field(default="")  # another package on the same inputs
-    rival_us: float = field(default=float("nan"))
-    rival_ratio: float = field(default=float("nan"))
-
-
-def best_peer(case: Case, sets: list) -> str:
-    """The fastest formulation on these inputs, by a short interleaved run."""
-    sides = {n: (lambda i, f=f: f(*sets[i % len(sets)])) for n, f in case.peers.items()}
-    t = timing.interleave(sides, rounds=7)
-    return min(t, key=lambda n: t[n].median)
-
-
-def measure(case: Case, hot: bool, kernel: str, gemm_rate: float, ns_per_normal: float, rounds: int) -> Row:
-    """Check, then time ours, best torch, the reference twin and a plain copy of the same bytes in turns."""
-    worst = case.check()
-    if not worst <= case.bound:
-        raise AssertionError(f"{case.op} {case.size}: relative error {worst:.2e} exceeds {case.bound:.2e}; not timed")
-    sets = timing.rotation(lambda i: timing.to_device(case.make(i)), case.min_bytes, hot)
-    n = len(sets)
-    best = best_peer(case, sets)
-    peer = case.peers[best]
-    t = timing.interleave(
-        {
-            "ours": lambda i: case.ours(*sets[i % n]),
-            "torch": lambda i: peer(*sets[i % n]),
-            "copy": timing.copy_side(case.min_bytes, hot),
-        },
-        rounds=rounds,
-    )
-    ref = timing.interleave({"reference": lambda i: case.reference(*sets[i % n])}, rounds=7)["reference"].median
-    rival, rival_us, rival_ratio = "", float("nan"), float("nan")
-    if case.rival is not None:
-        rival, fn = case.rival
-        if fn is not None:
-            pair = timing.interleave(
-                {rival: lambda i: fn(*sets[i % n]), "ours": lambda i: case.ours(*sets[i % n])}, rounds=7
-            )
-            rival_us, rival_ratio = pair[rival].median * 1e6, pair[rival].median / pair["ours"].median
-    ours, copy = t["ours"].median, t["copy"].median
-    workers = torch.get_num_threads() if timing.device == "cpu" else 1
-    floor = max(copy, case.normals * ns_per_normal * 1e-9 / workers)
-    return Row(
-        case.op, case.size, "hot" if hot else "rotated", kernel,
-        ours * 1e6, t["ours"].low * 1e6, t["ours"].high * 1e6, best, t["torch"].median * 1e6,
-        t["torch"].median / ours, ref * 1e6, copy * 1e6, case.min_bytes, copy / ours,
-        case.min_bytes / ours * 1e-9, case.flops / ours * 1e-9, case.flops / ours / gemm_rate, floor / ours, worst,
-        case.target, rival, rival_us, rival_ratio,
-    )  # fmt: skip
+def _some(found: list[Case], option: str, value: str, there: list[str]) -> list[Case]:
+    if not found:
+        shown = list(dict.fromkeys(there))
+        more = f", and {len(shown) - 8} more" if len(shown) > 8 else ""
+        raise ValueError(f"{option} {value!r} matches no row; there: {'; '.join(shown[:8])}{more}")
+    return found

@@ -10,7 +10,8 @@ from semcom_fast.ops._cdl_rays import clusters
 from semcom_fast.ops._register import OPS
 
 from . import peers, timing
-from .cases import Case, optional_peer
+from .cases import Case, name_of
+from .rivals import rivals_for
 from .rzf_precode import worst_error
 
 NR, NT = 16, 64
@@ -37,7 +38,7 @@ def _sum_of_rays(b: int, r: int, nr: int, nt: int, dtype: torch.dtype) -> Case:
     word = 8 if dtype is torch.complex64 else 16
     return Case(
         "cdl_channels",
-        f"B={b} R={r} {nr}x{nt} {str(dtype)[6:]}",
+        f"B={b} R={r} {nr}x{nt}",
         make,
         ours,
         {name: (lambda *a, f=f: f(*a, nr, nt)) for name, f in sides.items()},
@@ -47,6 +48,8 @@ def _sum_of_rays(b: int, r: int, nr: int, nt: int, dtype: torch.dtype) -> Case:
         b * (2 * word * r + word * nr * nt),
         flops=8 * b * r * nr * nt,
         target="no target",
+        rivals=rivals_for("cdl_channels", b=b, r=r, nr=nr, nt=nt, dtype=dtype),
+        dtype=name_of(dtype),
     )
 
 
@@ -54,34 +57,6 @@ def _torch_tables(letter: str):
     table = clusters(letter)
     turns = torch.remainder(FREQUENCY * table.delays * 30e-9, 1.0)
     return torch.polar((table.powers / 20).sqrt(), -2 * math.pi * turns).to(torch.complex64), table.angles.float()
-
-
-def _sionna(letter: str, b: int):
-    """Sionna's impulse responses and their frequency response at one subcarrier; None when it is not installed."""
-    tr38901 = optional_peer("sionna.phy.channel.tr38901", "sionna")
-    if tr38901 is None:
-        return None
-    channel = optional_peer("sionna.phy.channel", "sionna")
-    bs, ut = (
-        tr38901.AntennaArray(
-            num_rows=1,
-            num_cols=n,
-            polarization="single",
-            polarization_type="V",
-            antenna_pattern="omni",
-            carrier_frequency=40e9,
-        )
-        for n in (NT, NR)
-    )
-    model = tr38901.CDL(
-        model=letter, delay_spread=30e-9, carrier_frequency=40e9, ut_array=ut, bs_array=bs, direction="downlink"
-    )
-
-    @torch.no_grad()
-    def run(_seed):
-        return channel.cir_to_ofdm_channel(torch.tensor([FREQUENCY]), *model(b, 1, 15.36e6))
-
-    return run
 
 
 def _draw(letter: str, b: int) -> Case:
@@ -112,7 +87,7 @@ def _draw(letter: str, b: int) -> Case:
         8 * b * NR * NT,
         flops=8 * b * NR * NT * 20 * len(tables[0]),
         target=">= 50x Sionna",
-        rival=("sionna", _sionna(letter, b)),
+        rivals=rivals_for("cdl_draw", letter=letter, b=b, nr=NR, nt=NT, frequency=FREQUENCY),
     )
 
 

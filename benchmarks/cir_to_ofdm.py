@@ -6,18 +6,9 @@ import semcom_fast as sf
 from semcom_fast import reference
 
 from . import peers, timing
-from .cases import Case, optional_peer
+from .cases import Case
+from .rivals import rivals_for
 from .rzf_precode import worst_error
-
-
-def _sionna(channel):
-    """gains [B,K,M,P] as Sionna's [B,rx,rx_ant,tx,tx_ant,P,T]."""
-
-    def run(gains, delays, frequencies):
-        a = gains[:, :, None, None, :, :, None]
-        return channel.cir_to_ofdm_channel(frequencies, a, delays[:, :, 0, None, :])
-
-    return run
 
 
 def cases(quick: bool) -> list[Case]:
@@ -38,7 +29,6 @@ def cases(quick: bool) -> list[Case]:
         want = reference.cir_to_ofdm(*wide, frequency_dim=1)
         return worst_error((ours(*timing.to_device((gains, delays, frequencies))),), (want,))
 
-    channel = optional_peer("sionna.phy.channel", "sionna")
     return [
         Case(
             "cir_to_ofdm",
@@ -52,6 +42,6 @@ def cases(quick: bool) -> list[Case]:
             8 * b * k * (m * p + m * f) + 4 * b * k * p,
             flops=8 * b * k * m * p * f,
             target="no target",
-            rival=("sionna", None if channel is None else _sionna(channel)),
+            rivals=rivals_for("cir_to_ofdm", b=b, k=k, m=m, p=p, f=f, dtype=torch.complex64),
         )
     ]

@@ -7,6 +7,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 
 SIZES = [1, 256, 16384]
 EXPERTS = 4
@@ -42,6 +43,8 @@ def cases(quick: bool) -> list[Case]:
                 1e-6,
                 batch * EXPERTS * 16,
                 target="no target",
+                rivals=rivals_for("dirichlet_responsibilities", batch=batch, experts=EXPERTS),
+                dtype="float32",
             )
         )
     return out

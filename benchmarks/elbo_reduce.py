@@ -9,6 +9,7 @@ from . import peers, timing
 from .cases import Case
 from .pilot_posterior_step import NP, NR, NT, gaussian, svd
 from .renoise import ALPHA_BAR, STEPS
+from .rivals import rivals_for
 
 EXPERTS, NOISE_VAR = 4, 0.64
 WEIGHTS = torch.linspace(0.08, 0.12, len(STEPS), dtype=torch.float64)
@@ -54,6 +55,7 @@ def cases(quick: bool) -> list[Case]:
                 flops=batch * EXPERTS * 8 * NR * NT * NP,
                 normals=batch * 2 * NR * NT * len(STEPS),
                 target="no target",
+                rivals=rivals_for("elbo_reduce", batch=batch, experts=EXPERTS, nr=NR, nt=NT, pilots=NP),
             )
         )
     return out

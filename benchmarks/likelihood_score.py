@@ -6,8 +6,10 @@ import semcom_fast as sf
 from semcom_fast import reference
 
 from . import peers, timing
-from .cases import Case
+from .cases import Case, name_of, roundoff
+from .rivals import rivals_for
 
+C64, C128 = torch.complex64, torch.complex128
 SIZES = [  # B, U, K, Nr, Nt, T, target
     (16, 1, 192, 4, 1, 24, ">= 8x, >= 60 % of copy"),
     (16, 1, 24, 64, 8, 24, ">= 6x, >= 65 % of cgemm"),
@@ -34,9 +36,11 @@ def worst_error(ours, reference_fn, args) -> float:
 
 
 def cases(quick: bool) -> list[Case]:
-    """The sizes of the design targets."""
+    """The sizes of the design targets, and two in double precision."""
+    rows = [(C64, *row) for row in (SIZES[-1:] if quick else SIZES)]
+    rows += [(C128, *row[:-1], "no target") for row in (SIZES[-1:] if quick else SIZES[:2])]
     out = []
-    for *size, target in SIZES[-1:] if quick else SIZES:
+    for dtype, *size, target in rows:
         b, u, k, nr, nt, t = size
         m = u * nt
         group = {
@@ -46,7 +50,7 @@ def cases(quick: bool) -> list[Case]:
         }
         if m <= 4:
             group["broadcast"] = peers.score_broadcast
-        make = lambda i, size=tuple(size): inputs(i, *size)  # noqa: E731
+        make = lambda i, size=tuple(size), dtype=dtype: inputs(i, *size, dtype)  # noqa: E731
         out.append(
             Case(
                 "likelihood_score",
@@ -56,10 +60,12 @@ def cases(quick: bool) -> list[Case]:
                 group,
                 reference.likelihood_score,
                 lambda make=make: worst_error(sf.likelihood_score, reference.likelihood_score, make(0)),
-                4 * (nr + m + t) * 2.0**-24,  # unit roundoff times the length of the longest sum, and slack 4
-                8 * b * k * (nr * t + 2 * m * (nr + t)) + 4 * b,
+                4 * (nr + m + t) * roundoff(dtype),  # unit roundoff times the length of the longest sum, and slack 4
+                dtype.itemsize * (b * k * (nr * t + 2 * m * (nr + t)) + b // 2),
                 flops=24 * b * k * nr * t * m,
                 target=target,
+                rivals=rivals_for("likelihood_score", b=b, u=u, k=k, nr=nr, nt=nt, t=t, dtype=dtype),
+                dtype=name_of(dtype),
             )
         )
     return out

@@ -7,6 +7,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 from .rzf_precode import worst_error
 
 NOISE = 0.1
@@ -38,5 +39,6 @@ def cases(quick: bool) -> list[Case]:
             2.0**-24 * 100 * (nt + slots),
             8 * n * (nr * slots + nt * slots + nr * nt),
             target="no target",
+            rivals=rivals_for("lmmse_channel", n=n, nr=nr, nt=nt, slots=slots, noise_var=NOISE, dtype=torch.complex64),
         )
     ]

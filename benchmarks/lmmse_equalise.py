@@ -6,7 +6,8 @@ import semcom_fast as sf
 from semcom_fast import reference
 
 from . import peers, timing
-from .cases import Case, optional_peer
+from .cases import Case
+from .rivals import rivals_for
 from .rzf_precode import worst_error
 
 NOISE = 0.1
@@ -26,11 +27,6 @@ def cases(quick: bool) -> list[Case]:
             want = reference.lmmse_equalise(y.to(torch.complex128), h.to(torch.complex128), NOISE)[:2]
             return worst_error(sf.lmmse_equalise(*timing.to_device((y, h)), NOISE), want)
 
-        mimo = optional_peer("sionna.phy.mimo", "sionna")
-        rival = None
-        if mimo is not None:
-            cov = NOISE * torch.eye(nr, dtype=torch.complex64)
-            rival = lambda y, h, cov=cov, mimo=mimo: mimo.lmmse_equalizer(y, h, cov)  # noqa: E731
         out.append(
             Case(
                 "lmmse_equalise",
@@ -40,13 +36,14 @@ def cases(quick: bool) -> list[Case]:
                 {
                     "solve": lambda y, h: peers.equalise_solve(y, h, NOISE),
                     "cholesky": lambda y, h: peers.equalise_cholesky(y, h, NOISE),
+                    "inv": lambda y, h: peers.equalise_inverse(y, h, NOISE),
                 },
                 lambda y, h: reference.lmmse_equalise(y, h, NOISE),
                 check,
                 2.0**-24 * 4,  # float64 inside: the rounding of the results
                 n * (8 * (nr * nt + nr + nt) + 4 * nt),
                 target="no target",
-                rival=("sionna", rival),
+                rivals=rivals_for("lmmse_equalise", n=n, nr=nr, nt=nt, noise_var=NOISE, dtype=torch.complex64),
             )
         )
     return out

@@ -7,12 +7,13 @@ from torch import Tensor
 
 
 def _energy(r: Tensor) -> Tensor:
-    return torch.view_as_real(r).square().sum((1, 2, 3, 4))
+    """[B,K,Nr,T] -> [B]; norms of the blocks first, which neither stores the squares nor adds millions in a row."""
+    return torch.linalg.vector_norm(torch.view_as_real(r).flatten(2), dim=2).square().sum(1)
 
 
 def score_matmul(y: Tensor, h: Tensor, x: Tensor):
     """Batched matmul, users summed."""
-    r = y - (h @ x).sum(1)
+    r = y - apply_matmul(h, x)
     r1 = r.unsqueeze(1)
     return r1 @ x.mH, h.mH @ r1, _energy(r)
 
@@ -37,7 +38,7 @@ def score_broadcast(y: Tensor, h: Tensor, x: Tensor):
     """Broadcast and sum: no matrix product at all; strong for one antenna."""
     hb, xb = h.unsqueeze(-1), x.unsqueeze(-3)  # [B,U,K,Nr,Nt,1] * [B,U,K,1,Nt,T]
     if h.shape[1] == 1 and h.shape[-1] == 1:
-        r = y - h[:, 0] * x[:, 0]
+        r = torch.addcmul(y, h[:, 0], x[:, 0], value=-1)
         gh = (r * x[:, 0].conj()).sum(-1, keepdim=True).unsqueeze(1)
         return gh, (h[:, 0].conj() * r).sum(-2, keepdim=True).unsqueeze(1), _energy(r)
     r = y - (hb * xb).sum((1, 4))
@@ -46,7 +47,7 @@ def score_broadcast(y: Tensor, h: Tensor, x: Tensor):
 
 
 def apply_matmul(h: Tensor, x: Tensor):
-    return (h @ x).sum(1)
+    return h[:, 0] @ x[:, 0] if h.shape[1] == 1 else (h @ x).sum(1)
 
 
 def apply_einsum(h: Tensor, x: Tensor):
@@ -54,11 +55,14 @@ def apply_einsum(h: Tensor, x: Tensor):
 
 
 def apply_broadcast(h: Tensor, x: Tensor):
+    """One pass and nothing to sum where one user has one antenna."""
+    if h.shape[1] == 1 and h.shape[-1] == 1:
+        return h[:, 0] * x[:, 0]
     return (h.unsqueeze(-1) * x.unsqueeze(-3)).sum((1, 4))
 
 
 def adjoint_matmul(h: Tensor, y: Tensor):
-    return h.mH @ y.unsqueeze(1)
+    return (h[:, 0].mH @ y).unsqueeze(1) if h.shape[1] == 1 else h.mH @ y.unsqueeze(1)
 
 
 def adjoint_einsum(h: Tensor, y: Tensor):
@@ -90,6 +94,19 @@ def update_addcmul(mean, anchor, sample, denoised, score, sigma, above, zeta, sc
     return new_mean, torch.add(new_mean, torch.randn_like(new_mean), alpha=math.sqrt(lam))
 
 
+def update_normal(mean, anchor, sample, denoised, score, sigma, above, zeta, score_var):
+    """The same on real views, the draw scaled as it is made."""
+    state = (mean, anchor, sample, denoised, score)
+    m, a, x, d, g = (torch.view_as_real(t) if t.is_complex() else t for t in state)
+    delta = above**2 - sigma**2
+    rho = delta / sigma**2
+    new = torch.add(m, a, alpha=zeta).add_(x, alpha=-zeta * (1 + rho)).add_(d, alpha=zeta * rho)
+    new.add_(g, alpha=zeta * delta / score_var)
+    deviation = sigma / above * math.sqrt(delta * (0.5 if mean.is_complex() else 1))
+    drawn = torch.empty_like(new).normal_(0, deviation).add_(new)
+    return (torch.view_as_complex(new), torch.view_as_complex(drawn)) if mean.is_complex() else (new, drawn)
+
+
 def normalise_norm(z: Tensor, power: float):
     norm = torch.linalg.vector_norm(z, dim=(-3, -2, -1), keepdim=True)
     return z * (math.sqrt(power * z[0].numel()) / norm), norm.flatten()
@@ -104,7 +121,8 @@ def calibrate_eager(noise_var, var_h, probe_x, probe_y, x_energy, nr, count):
     return noise_var + ((nr * var_h * (x_energy + probe_x)).sum(1) + probe_y) / count
 
 
-def _regularised(h: Tensor, alpha: float) -> Tensor:
+def regularised(h: Tensor, alpha: float) -> Tensor:
+    """h h^H + alpha I."""
     gram = h @ h.mH
     gram.diagonal(dim1=-2, dim2=-1).add_(alpha)
     return gram
@@ -115,22 +133,39 @@ def _columns(s: Tensor, h: Tensor) -> Tensor:
     return s.unsqueeze(-1) if s.ndim == h.ndim - 1 else s.mT
 
 
-def _rows(x: Tensor, s: Tensor) -> Tensor:
-    return x.squeeze(-1) if s.ndim == 2 else x.mT
+def _precoded(h: Tensor, u: Tensor, s: Tensor) -> Tensor:
+    """h^H u as (u^H h)^H: one vector is conjugated instead of a channel."""
+    return (u.mH @ h).mH.squeeze(-1) if s.ndim == 2 else (h.mH @ u).mT
 
 
 def rzf_solve(h: Tensor, s: Tensor, alpha: float):
-    return _rows(h.mH @ torch.linalg.solve(_regularised(h, alpha), _columns(s, h)), s)
+    return _precoded(h, torch.linalg.solve(regularised(h, alpha), _columns(s, h)), s)
 
 
 def rzf_cholesky(h: Tensor, s: Tensor, alpha: float):
-    factor, _ = torch.linalg.cholesky_ex(_regularised(h, alpha))
-    return _rows(h.mH @ torch.cholesky_solve(_columns(s, h), factor), s)
+    factor, _ = torch.linalg.cholesky_ex(regularised(h, alpha))
+    return _precoded(h, torch.cholesky_solve(_columns(s, h), factor), s)
 
 
 def rzf_inverse(h: Tensor, s: Tensor, alpha: float):
-    inverse, _ = torch.linalg.inv_ex(_regularised(h, alpha))
-    return _rows(h.mH @ (inverse @ _columns(s, h)), s)
+    inverse, _ = torch.linalg.inv_ex(regularised(h, alpha))
+    return _precoded(h, inverse @ _columns(s, h), s)
+
+
+def rzf_eliminate(h: Tensor, s: Tensor, alpha: float):
+    """Elimination without pivots, one elementwise pass over all channels for each row, the batch in the last place."""
+    rest = torch.cat([regularised(h, alpha), _columns(s, h)], -1).permute(1, 2, 0).contiguous()
+    rows = []
+    for _ in range(h.shape[1]):
+        rows.append(rest[0, 1:] / rest[0, :1])
+        rest = torch.addcmul(rest[1:, 1:], rest[1:, :1], rows[-1], value=-1)
+    solved: list[Tensor] = []  # from the last unknown to the first
+    for row in reversed(rows):
+        value = row[len(solved) :]
+        for i, later in enumerate(reversed(solved)):
+            value = torch.addcmul(value, row[i], later, value=-1)
+        solved.append(value)
+    return _precoded(h, torch.stack(solved[::-1]).permute(2, 0, 1), s)
 
 
 def rzf_gradients(forward):
@@ -157,6 +192,16 @@ def equalise_cholesky(y: Tensor, h: Tensor, noise_var: float):
     gain = torch.cholesky_solve(h.mH, factor)
     diagonal = (gain @ h).diagonal(dim1=-2, dim2=-1).real
     return (gain @ y.unsqueeze(-1)).squeeze(-1) / diagonal, 1 / diagonal - 1
+
+
+def equalise_inverse(y: Tensor, h: Tensor, noise_var: float):
+    """diag(G h) = 1 - noise_var diag(A^-1): no product with the channel but h^H y."""
+    gram = h.mH @ h
+    gram.diagonal(dim1=-2, dim2=-1).add_(noise_var)
+    inverse, _ = torch.linalg.inv_ex(gram)
+    diagonal = 1 - noise_var * inverse.diagonal(dim1=-2, dim2=-1).real
+    matched = (y.unsqueeze(-2).conj() @ h).mH
+    return (inverse @ matched).squeeze(-1) / diagonal, 1 / diagonal - 1
 
 
 def channel_solve(y: Tensor, pilots: Tensor, noise_var: float):
@@ -199,6 +244,25 @@ def inject_where(f: Tensor, d: Tensor, beta: float):
     ).flatten(-2)
 
 
+def _fill_waiting(out: Tensor, f: Tensor, d: Tensor, beta: float) -> Tensor:
+    """Top up the waiting elements of `out` in place: their indices, and no more normals than they need."""
+    at = (d.reshape(-1) < beta).nonzero().squeeze(1)
+    level = d.reshape(-1)[at]
+    rest = (1 - level).reciprocal_()
+    keep, add = (rest * (1 - beta)).sqrt_(), ((beta - level) * rest).sqrt_()
+    symbols = d.shape[-1]
+    first = at + at.div(symbols, rounding_mode="floor") * symbols
+    for place in (first, first + symbols):
+        drawn = torch.addcmul(f.reshape(-1).take(place) * keep, add, torch.randn_like(level))
+        out.view(-1).index_copy_(0, place, drawn)
+    return out
+
+
+def inject_masked(f: Tensor, d: Tensor, beta: float):
+    """Only the waiting elements are touched; strong when few wait."""
+    return _fill_waiting(f.clone(), f, d, beta)
+
+
 def guided_lerp(x0: Tensor, x0_uncond: Tensor | None, w: float) -> Tensor:
     return x0 if x0_uncond is None else torch.lerp(x0_uncond, x0, w)
 
@@ -214,6 +278,11 @@ def waterfill_where(g, x0, f, d, beta_t: float, beta_s: float, x0_uncond=None, w
     halves = _halves(f)
     drawn = torch.addcmul(halves * keep, add, torch.randn_like(halves))
     return torch.where(active, _halves(moved), drawn).flatten(-2)
+
+
+def waterfill_masked(g, x0, f, d, beta_t: float, beta_s: float, x0_uncond=None, w: float = 1.0):
+    """Update everything, then top up only the waiting elements."""
+    return _fill_waiting(waterfill_slow(g, x0, f, d, beta_t, beta_s, x0_uncond, w), f, d, beta_s)
 
 
 def waterfill_slow(g, x0, f, d, beta_t: float, beta_s: float, x0_uncond=None, w: float = 1.0):

@@ -7,6 +7,7 @@ from semcom_fast import reference
 
 from . import timing
 from .cases import Case
+from .rivals import rivals_for
 
 
 def ns_per_normal() -> float:
@@ -34,7 +35,7 @@ def cases(quick: bool) -> list[Case]:
     return [
         Case(
             "philox_normal",
-            f"{shape} float32",
+            f"{shape}",
             lambda i, shape=shape: (shape,),
             lambda shape: sf.philox_normal(shape, seed=1, device=timing.device),
             {"randn": lambda shape: torch.randn(shape, device=timing.device)},
@@ -43,6 +44,8 @@ def cases(quick: bool) -> list[Case]:
             2e-6,
             4 * shape[0] * shape[1],
             normals=shape[0] * shape[1],
+            rivals=rivals_for("philox_normal", shape=shape),
+            dtype="float32",
         )
         for shape in sizes
     ]

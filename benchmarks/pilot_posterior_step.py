@@ -7,6 +7,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 
 NR, NT, NP = 16, 64, 38
 SIZES = [(1, 4, "x0"), (64, 4, "x0"), (256, 4, "dmps"), (4096, 1, "x0")]  # channels, experts, likelihood
@@ -60,6 +61,16 @@ def cases(quick: bool) -> list[Case]:
                 batch * 8 * (NR * NT * (2 + experts) + NR * NP),
                 flops=batch * 16 * NR * NT * NP,
                 target="no target",
+                rivals=rivals_for(
+                    "pilot_posterior_step",
+                    batch=batch,
+                    experts=experts,
+                    nr=NR,
+                    nt=NT,
+                    pilots=NP,
+                    lik=lik,
+                    levels=LEVELS,
+                ),
             )
         )
     return out

@@ -7,6 +7,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 
 
 def cases(quick: bool) -> list[Case]:
@@ -29,7 +30,7 @@ def cases(quick: bool) -> list[Case]:
         out.append(
             Case(
                 "power_normalise",
-                f"{shape} complex64",
+                f"{shape}",
                 make,
                 lambda z: sf.power_normalise(z),
                 {"vector_norm": rows(peers.normalise_norm), "square-sum": rows(peers.normalise_square)},
@@ -37,6 +38,7 @@ def cases(quick: bool) -> list[Case]:
                 error,
                 4 * 2.0**-24,
                 16 * torch.Size(shape).numel(),
+                rivals=rivals_for("power_normalise", shape=shape),
             )
         )
     return out

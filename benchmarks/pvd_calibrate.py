@@ -7,6 +7,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 
 SIZES = {"x_energy": 64.0, "nr": 4, "count": 256}
 
@@ -35,5 +36,7 @@ def cases(quick: bool) -> list[Case]:
             _error,
             2.0**-23,
             4 * 24 * 6,
+            rivals=rivals_for("pvd_calibrate", noise_var=0.1, **SIZES),
+            dtype="float32",
         )
     ]

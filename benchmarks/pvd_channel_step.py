@@ -11,6 +11,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 
 LEVELS = {"sigma": 0.5, "sigma_above": 0.7, "zeta": 0.1, "score_var": 0.8}
 DRAW = {"seed": 1, "step": 3, "stream": 1}
@@ -94,6 +95,7 @@ def cases(quick: bool) -> list[Case]:
                 8 * b * k * (nr * t + 3 * m * t + 5 * nr * m) + 4 * b * (2 + u),
                 flops=32 * b * k * nr * t * m,
                 normals=2 * b * k * nr * m,
+                rivals=rivals_for("pvd_channel_step", b=b, u=u, k=k, nr=nr, nt=nt, t=t, levels=LEVELS),
             )
         )
     return out

@@ -6,12 +6,14 @@ import semcom_fast as sf
 from semcom_fast import reference
 
 from . import peers, timing
-from .cases import Case
+from .cases import Case, name_of
+from .rivals import rivals_for
 
 LEVELS = {"sigma": 0.5, "sigma_above": 0.7, "zeta": 0.1, "score_var": 0.8}
 SIZES = [  # shape, dtype
     ((64, 1, 24, 64, 8), torch.complex64),
     ((16, 1, 256 * 256 * 3), torch.float32),
+    ((64, 1, 24, 64, 8), torch.complex128),
     ((24, 1, 64), torch.float32),
 ]
 
@@ -49,16 +51,22 @@ def cases(quick: bool) -> list[Case]:
         out.append(
             Case(
                 "pvd_update",
-                f"{tuple(shape)} {str(dtype).removeprefix('torch.')}",
+                f"{tuple(shape)}",
                 make,
                 _ours,
-                {"eager": peer(peers.update_eager), "add-alpha": peer(peers.update_addcmul)},
+                {
+                    "eager": peer(peers.update_eager),
+                    "add-alpha": peer(peers.update_addcmul),
+                    "normal": peer(peers.update_normal),
+                },
                 _reference,
                 lambda make=make: _error(make),
                 2e-6,  # the normals' own bound
-                7 * 4 * reals,  # five reads, two writes
+                7 * dtype.itemsize * entries,  # five reads, two writes
                 normals=reals,
-                target=">= 80 % of floor" if reals > 10000 else "demo size, no target",
+                target=">= 80 % of floor" if reals > 10000 and dtype is not torch.complex128 else "no target",
+                rivals=rivals_for("pvd_update", shape=shape, levels=LEVELS, dtype=dtype),
+                dtype=name_of(dtype),
             )
         )
     return out

@@ -8,6 +8,7 @@ from semcom_fast import reference
 from . import peers, timing
 from .cases import Case
 from .pilot_posterior_step import NR, NT, gaussian
+from .rivals import rivals_for
 
 STEPS = tuple(range(30, 101, 10))
 BETA = torch.cat([torch.zeros(1, dtype=torch.float64), torch.linspace(1 / 10001, 0.1, 100, dtype=torch.float64)])
@@ -44,6 +45,7 @@ def cases(quick: bool) -> list[Case]:
                 batch * 8 * NR * NT * (1 + len(STEPS)),
                 normals=batch * 2 * NR * NT * len(STEPS),
                 target="no target",
+                rivals=rivals_for("renoise", batch=batch, nr=NR, nt=NT, steps=len(STEPS)),
             )
         )
     return out

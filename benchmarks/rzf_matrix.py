@@ -6,7 +6,8 @@ import semcom_fast as sf
 from semcom_fast import reference
 
 from . import peers, timing
-from .cases import Case, optional_peer
+from .cases import Case
+from .rivals import rivals_for
 from .rzf_precode import ALPHA, inputs, worst_error
 
 
@@ -22,10 +23,6 @@ def cases(quick: bool) -> list[Case]:
         want, _ = reference.rzf_matrix(h.to(torch.complex128), ALPHA)
         return worst_error((sf.rzf_matrix(h.to(timing.device), ALPHA),), (want,))
 
-    def unit(h):
-        return torch.eye(k, dtype=h.dtype, device=h.device).expand(h.shape[0], k, k)
-
-    mimo = optional_peer("sionna.phy.mimo", "sionna")
     return [
         Case(
             "rzf_matrix",
@@ -33,15 +30,17 @@ def cases(quick: bool) -> list[Case]:
             make,
             lambda h: sf.rzf_matrix(h, ALPHA),
             {
-                "solve": lambda h: peers.rzf_solve(h, unit(h), ALPHA),
-                "cholesky": lambda h: peers.rzf_cholesky(h, unit(h), ALPHA),
-                "inv": lambda h: h.mH @ torch.linalg.inv_ex(h @ h.mH + ALPHA * unit(h))[0],
+                "solve": lambda h: torch.linalg.solve(peers.regularised(h, ALPHA), h).mH,
+                "cholesky": lambda h: (
+                    torch.cholesky_solve(h, torch.linalg.cholesky_ex(peers.regularised(h, ALPHA))[0]).mH
+                ),
+                "inv": lambda h: h.mH @ torch.linalg.inv_ex(peers.regularised(h, ALPHA))[0],
             },
             lambda h: reference.rzf_matrix(h, ALPHA)[0],
             check,
             2.0**-24 * 8 * (k + m),
             16 * n * k * m,
             target="no target",
-            rival=("sionna", None if mimo is None else lambda h: mimo.rzf_precoding_matrix(h, ALPHA)),
+            rivals=rivals_for("rzf_matrix", n=n, k=k, m=m, alpha=ALPHA, dtype=torch.complex64),
         )
     ]

@@ -6,9 +6,11 @@ import semcom_fast as sf
 from semcom_fast import reference
 
 from . import peers, timing
-from .cases import Case, optional_peer
+from .cases import Case, name_of, roundoff
+from .rivals import rivals_for
 
 ALPHA = 1.0
+C64, C128 = torch.complex64, torch.complex128
 SIZES = [  # channels, K, M, samples per channel, target
     (28672, 4, 4, 0, ">= 30x, >= 60 % of copy, >= 80x Sionna"),
     (114688, 4, 4, 0, ">= 30x, >= 60 % of copy, >= 80x Sionna"),
@@ -18,14 +20,15 @@ SIZES = [  # channels, K, M, samples per channel, target
     (28672, 4, 8, 0, "no target"),
     (28672, 2, 2, 0, "no target"),
 ]
+WIDE = [(28672, 4, 4, 0, "no target"), (28672, 8, 8, 0, "no target")]  # complex128
 GRADIENTS = [(28672, 4, 4, 0, ">= 20x"), (114688, 4, 4, 0, ">= 20x"), (28672, 8, 8, 0, "no target")]
 
 
-def inputs(i: int, n: int, k: int, m: int, t: int):
+def inputs(i: int, n: int, k: int, m: int, t: int, dtype: torch.dtype = C64):
     """h [n,K,M] and s [n,K] or [n,T,K]; a static channel is passed to ours as h [n,1,K,M]."""
     g = torch.Generator().manual_seed(i)
     s = (n, t, k) if t else (n, k)
-    return tuple(torch.randn(shape, dtype=torch.complex64, generator=g) for shape in ((n, k, m), s))
+    return tuple(torch.randn(shape, dtype=dtype, generator=g) for shape in ((n, k, m), s))
 
 
 def ours(h, s):
@@ -33,19 +36,13 @@ def ours(h, s):
     return sf.rzf_precode(h if s.ndim == 2 else h.unsqueeze(1), s, ALPHA)
 
 
-def sionna_rival():
-    """sionna.phy's precoder on the same tensors; its columns are normalised, which costs it a pass."""
-    mimo = optional_peer("sionna.phy.mimo", "sionna")
-    return None if mimo is None else lambda h, s: mimo.rzf_precoder(s, h, ALPHA)
-
-
 def worst_error(got, want) -> float:
     return max(float((a.cpu() - b).abs().max() / b.abs().max()) for a, b in zip(got, want, strict=True))
 
 
-def forward_case(n: int, k: int, m: int, t: int, target: str) -> Case:
+def forward_case(n: int, k: int, m: int, t: int, target: str, dtype: torch.dtype = C64) -> Case:
     def make(i: int):
-        return inputs(i, n, k, m, t)
+        return inputs(i, n, k, m, t, dtype)
 
     def check() -> float:
         h, s = make(0)
@@ -64,19 +61,21 @@ def forward_case(n: int, k: int, m: int, t: int, target: str) -> Case:
         lambda h, s: reference.rzf_precode(h if s.ndim == 2 else h.unsqueeze(1), s, ALPHA)[0],
         check,
         # unit roundoff times the condition number that alpha = 1 allows, and the length of the sums
-        2.0**-24 * 8 * (k + m),
-        8 * n * (k * m + samples * (k + m)),
+        roundoff(dtype) * 8 * (k + m),
+        dtype.itemsize * n * (k * m + samples * (k + m)),
         flops=8 * n * (k * k * m // 2 + k**3 // 6 + samples * (k * k + k * m)),
         target=target,
-        rival=None if t else ("sionna", sionna_rival()),
+        rivals=rivals_for("rzf_precode", n=n, k=k, m=m, t=t, alpha=ALPHA, dtype=dtype),
+        dtype=name_of(dtype),
     )
 
 
-def gradient_case(n: int, k: int, m: int, t: int, target: str) -> Case:
+def gradient_case(n: int, k: int, m: int, t: int, target: str, dtype: torch.dtype = C64) -> Case:
     def make(i: int):
-        h, s = inputs(i, n, k, m, t)
-        g = torch.randn(n, m, dtype=torch.complex64, generator=torch.Generator().manual_seed(i + 1000))
-        return h.requires_grad_(), s.requires_grad_(), torch.tensor(ALPHA).requires_grad_(), g
+        h, s = inputs(i, n, k, m, t, dtype)
+        g = torch.randn(n, m, dtype=dtype, generator=torch.Generator().manual_seed(i + 1000))
+        alpha = torch.tensor(ALPHA, dtype=dtype.to_real())
+        return h.requires_grad_(), s.requires_grad_(), alpha.requires_grad_(), g
 
     run = peers.rzf_gradients(sf.rzf_precode)
 
@@ -107,18 +106,27 @@ def gradient_case(n: int, k: int, m: int, t: int, target: str) -> Case:
         },
         peers.rzf_gradients(lambda *a: reference.rzf_precode(*a)[0]),
         check,
-        2.0**-24 * 64 * (k + m),
-        8 * n * (3 * k * m + 3 * k + 2 * m),
+        roundoff(dtype) * 64 * (k + m),
+        dtype.itemsize * n * (3 * k * m + 3 * k + 2 * m),
         flops=8 * n * (k * k * m + k**3 // 3 + 3 * k * k + 6 * k * m),
         target=target,
+        rivals=rivals_for("rzf_precode+grad", n=n, k=k, m=m, t=t, alpha=ALPHA, dtype=dtype),
+        dtype=name_of(dtype),
     )
 
 
-PEERS = {"solve": peers.rzf_solve, "cholesky": peers.rzf_cholesky, "inv": peers.rzf_inverse}
+PEERS = {
+    "solve": peers.rzf_solve,
+    "cholesky": peers.rzf_cholesky,
+    "inv": peers.rzf_inverse,
+    "eliminate": peers.rzf_eliminate,
+}
 
 
 def cases(quick: bool) -> list[Case]:
     """The sizes of the design targets."""
     if quick:
-        return [forward_case(2048, 4, 4, 0, "quick, no target")]
-    return [forward_case(*size) for size in SIZES] + [gradient_case(*size) for size in GRADIENTS]
+        size = (2048, 4, 4, 0, "quick, no target")
+        return [forward_case(*size), forward_case(*size, C128), gradient_case(*size)]
+    wide = [make(*size, C128) for make in (forward_case, gradient_case) for size in WIDE]
+    return [forward_case(*size) for size in SIZES] + [gradient_case(*size) for size in GRADIENTS] + wide

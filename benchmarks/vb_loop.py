@@ -1,20 +1,16 @@
-"""The expert-mixture estimator against the same algorithm in plain torch at equal NMSE, and beyond its networks.
+"""The expert-mixture estimator beyond its networks, beside the same algorithm in plain torch and as published code does.
 
-python -m benchmarks.vb_loop --csv benchmarks/results/vb_loop.csv
-A short run: --width 16 --steps 10 --batch 8 --channels 16 --rounds 3 --threads 1
-On a GPU, chains as CUDA graphs beside eager ones: --device cuda --batch 1 --channels 16
+python -m benchmarks.vb_loop --threads 2 --csv benchmarks/results/vb_loop.csv
 """
 
-import argparse
 import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +22,7 @@ from semcom_fast.systems.dm_vb.link import pilot_count, qpsk_pilots, transmit
 from semcom_fast.systems.dm_vb.network import CNNConfig, DenoiserCNN
 from semcom_fast.systems.dm_vb.networks import load_experts
 
-from . import timing
+from . import loops, timing
 
 PROFILES = "ABCD"
 DENSITY = 0.6
@@ -55,12 +51,12 @@ class Problem:
         return Problem(h, pilots, y, noise_var, sf.pilot_svd(pilots))
 
 
-def make_networks(width: int, steps: int) -> tuple[list[DenoiserCNN], str]:
+def make_networks(width: int, steps: int) -> list[DenoiserCNN]:
     """The four shipped experts, or untrained ones of another size."""
     if width == 64 and steps == 100:
-        return load_experts("fixed"), "shipped"
+        return load_experts("fixed")
     torch.manual_seed(0)
-    return [DenoiserCNN(CNNConfig.scaled(width, steps=steps)).eval() for _ in PROFILES], "untrained"
+    return [DenoiserCNN(CNNConfig.scaled(width, steps=steps)).eval() for _ in PROFILES]
 
 
 class PlainTorch:
@@ -127,124 +123,99 @@ class PlainTorch:
         return h
 
 
-class Listed:
-    """An expert that notes every call: which expert, how many rows, which step."""
+class UserStyle(PlainTorch):
+    """The same as a published program has it: coefficients read from tensors at every step, the likelihood's inverse formed
+    anew for every channel in a Python loop, evidences as Python numbers, responsibilities in NumPy, a progress record."""
 
-    def __init__(self, expert: CNNExpert, k: int, calls: list[tuple[int, int, int]]) -> None:
-        self.expert, self.k, self.calls = expert, k, calls
+    def __init__(self, networks: Sequence[nn.Module], config: sf.VBMoEConfig, problem: Problem) -> None:
+        super().__init__(networks, config, problem)
+        self.levels, self.rates = (torch.from_numpy(t).to(self.pilots.device) for t in (self.alpha_bar, self.beta))
+        self.record: list[float] = []
 
-    def __call__(self, h: Tensor, t: int) -> Tensor:
-        self.calls.append((self.k, len(h), t))
-        return self.expert(h, t)
+    def chain(self, y: Tensor, h: Tensor, rho: Tensor, chosen: Sequence[int], x0: bool, lam: float) -> Tensor:
+        p, eye = self.pilots, torch.eye(self.pilots.shape[1], dtype=self.pilots.dtype, device=self.pilots.device)
+        for t in range(self.config.steps, 0, -1):
+            ab, beta = self.levels[t].item(), self.rates[t].item()
+            eps = sum(rho[:, e, None, None] * self.eps(k, h, t) for e, k in enumerate(chosen))
+            clean = (h - np.sqrt(1 - ab) * eps) / np.sqrt(ab) if x0 else h / np.sqrt(ab)
+            g = torch.zeros_like(h)
+            for b in range(len(h)):
+                inverse = torch.linalg.inv(self.noise_var * eye + (1 - ab) / ab * (p.mH @ p))
+                g[b] = (y[b] - clean[b] @ p) @ inverse @ p.mH / np.sqrt(ab)
+            h = (h - beta / np.sqrt(1 - ab) * eps + lam * beta * g) / np.sqrt(1 - beta)
+            self.record.append(float((y - h @ p).abs().square().mean().cpu().numpy()))
+        return h
+
+    def evidence(self, y: Tensor, h: Tensor, noise: Tensor, chosen: Sequence[int]) -> Tensor:
+        found = super().evidence(y, h, noise, chosen)
+        numbers = [[found[b, e].item() for e in range(found.shape[1])] for b in range(len(found))]
+        return torch.tensor(numbers, dtype=found.dtype).to(h.device)
+
+
+Program = type[PlainTorch]
 
 
 @dataclass
-class Side:
-    """One configuration of our loop on one dtype of its networks."""
+class Size:
+    """Width of the networks (64: the four shipped experts), T, outer iterations, channels in the batch."""
 
-    name: str
-    experts: Sequence[CNNExpert]
-    receiver: sf.VBMoE
-
-    def run(self, p: Problem, lo: int, hi: int) -> sf.VBMoEResult:
-        return self.receiver.run(p.y[lo:hi], p.svd, p.noise_var, seed=3, first_item=lo)
-
-    def network(self, p: Problem, lo: int, hi: int) -> Callable[[], None]:
-        """The same network calls as in `run`, and nothing else."""
-        calls: list[tuple[int, int, int]] = []
-        listed = [Listed(e, k, calls) for k, e in enumerate(self.experts)]
-        Side(self.name, self.experts, sf.VBMoE(listed, self.receiver.config)).run(p, lo, hi)
-        like = sf.philox_normal((max(n for _, n, _ in calls), *p.h.shape[1:]), seed=4, dtype=torch.complex64)
-
-        def replay() -> None:
-            for k, n, t in calls:
-                self.experts[k](like[:n], t)
-
-        return replay
+    width: int
+    steps: int
+    iterations: int
+    batch: int
 
 
-def make_sides(networks: list[DenoiserCNN], config: dict) -> list[Side]:
-    """Same iteration count (no pruning, no stop), and with both; float32 and bfloat16 networks. On a GPU also as graphs,
-    all experts in one grouped convolution."""
-    made = []
-    every = {"prune": 0.0, "tolerance": 0.0}
-    for dtype in (torch.float32, torch.bfloat16):
-        short = str(dtype).removeprefix("torch.")
-        kinds: dict[str, tuple] = {"loop": ([CNNExpert(n, dtype).to(timing.device) for n in networks], False)}
-        if timing.device != "cpu":
-            kinds["graph"] = (GroupedExperts(networks, dtype).to(timing.device), True)
-        for kind, (experts, graph) in kinds.items():
-            for rule, options in (("all iterations", every), ("stop and pruning", {})):
-                receiver = sf.VBMoE(experts, sf.VBMoEConfig(graph=graph, **options, **config))
-                made.append(Side(f"{kind}, {rule}, {short}", experts, receiver))
-    return made
+SIZES = {"quick": Size(16, 6, 3, 2), "small": Size(16, 20, 3, 8), "paper": Size(64, 100, 2, 4)}
+SNR_DB = 10.0
+AGREEMENT = 1e-3
+SEED = 3
+RULES: dict[str, dict[str, Any]] = {"all iterations": {"prune": 0.0, "tolerance": 0.0}, "stop and pruning": {}}
 
 
-def nmse(got: Tensor, h: Tensor) -> Tensor:
-    """|got - h|^2/|h|^2 per channel."""
-    return (got - h).abs().square().sum((1, 2)).double() / h.abs().square().sum((1, 2)).double()
+class Noted:
+    """An expert that keeps every call: which expert, its input, which step."""
+
+    def __init__(self, expert: nn.Module, k: int, calls: list[tuple[int, Tensor, int]]) -> None:
+        self.expert, self.k, self.calls = expert, k, calls
+
+    def __call__(self, h: Tensor, t: int) -> Tensor:
+        self.calls.append((self.k, h, t))
+        return self.expert(h, t)
 
 
-def decibel(values: Sequence[Tensor]) -> float:
-    return 10 * math.log10(float(torch.cat(list(values)).mean()))
+def network_calls(experts: Sequence[nn.Module], config: sf.VBMoEConfig, p: Problem) -> Callable[[], None]:
+    """The network calls of a run on its own inputs, and nothing else."""
+    calls: list[tuple[int, Tensor, int]] = []
+    noted = [Noted(e, k, calls) for k, e in enumerate(experts)]
+    sf.VBMoE(noted, config).run(p.y, p.svd, p.noise_var, seed=SEED)
+
+    def replay() -> None:
+        with torch.no_grad():
+            for k, h, t in calls:
+                experts[k](h, t)
+
+    return replay
 
 
-def timed(run: Callable) -> tuple[Any, float]:
-    """What it returned, and the seconds it took."""
-    timing.synchronise()
-    began = time.perf_counter()
-    out = run()
-    timing.synchronise()
-    return out, time.perf_counter() - began
+def draws(p: Problem, config: sf.VBMoEConfig, ours: bool) -> tuple[Tensor, Tensor]:
+    """H_T and the noise of the evidence: the loop's own, or torch's."""
+    shape, steps = p.h.shape, config.elbo_steps or ()
+    if not ours:
+        noise = torch.randn(len(p.h), len(steps), *shape[1:], dtype=p.h.dtype, device=p.h.device)
+        return torch.randn(shape, dtype=p.h.dtype, device=p.h.device), noise
+    draw: dict[str, Any] = {"seed": SEED, "dtype": p.h.dtype, "device": p.h.device}
+    noise = torch.stack([sf.philox_normal(shape, stream=STREAM_NOISE, step=t, **draw) for t in steps], 1)
+    return sf.philox_normal(shape, stream=STREAM_START, **draw), noise
 
 
-def whole_runs(sides: list[Side], plain: PlainTorch, p: Problem, batch: int) -> dict[str, dict[str, float]]:
-    """Every side on every batch, in turns: seconds per channel, forwards, iterations and NMSE."""
-    shape = p.h.shape[1:]
-    seconds: dict[str, list[float]] = {}
-    errors: dict[str, list[Tensor]] = {}
-    counts: dict[str, list[float]] = {}
-    starts = range(0, len(p.h), batch)
-    for number, lo in enumerate(starts):
-        hi = min(lo + batch, len(p.h))
-        draw = {"seed": 3, "first_item": lo, "dtype": torch.complex64, "device": timing.device}
+def nmse_db(got: Tensor, h: Tensor) -> float:
+    """Mean over channels of |got - h|^2/|h|^2."""
+    ratio = (got - h).abs().square().sum((1, 2)).double() / h.abs().square().sum((1, 2)).double()
+    return 10 * math.log10(float(ratio.mean()))
 
-        def plain_run(lo: int = lo, hi: int = hi, draw: dict = draw) -> Tensor:
-            start = sf.philox_normal((hi - lo, *shape), stream=STREAM_START, **draw)
-            noise = [
-                sf.philox_normal((hi - lo, *shape), stream=STREAM_NOISE, step=t, **draw)
-                for t in plain.config.elbo_steps or ()
-            ]
-            with torch.no_grad():
-                return plain.run(p.y[lo:hi], start, torch.stack(noise, 1))
 
-        runs: dict[str, Callable] = {"plain torch": plain_run}
-        runs |= {s.name: lambda s=s, lo=lo, hi=hi: s.run(p, lo, hi) for s in sides}
-        for name in runs if number % 2 else reversed(runs):
-            for _ in range(3 if number == 0 and timing.device != "cpu" else 0):
-                runs[name]()  # compiles, then records its graphs
-            out, took = timed(runs[name])
-            seconds.setdefault(name, []).append(took / (hi - lo))
-            h = out if isinstance(out, Tensor) else out.h
-            errors.setdefault(name, []).append(nmse(h, p.h[lo:hi]))
-            if not isinstance(out, Tensor):
-                counts.setdefault(name, []).append(float(out.calls.sum()))
-        print(
-            f"  batch {number + 1} of {len(starts)}: " + ", ".join(f"{n} {s[-1]:.3g}" for n, s in seconds.items()),
-            flush=True,
-        )
-    k, c = len(plain.networks), plain.config
-    everything = c.iterations * k * (c.steps + len(c.elbo_steps or ()))
-    return {
-        name: {
-            "seconds_per_channel": statistics.median(seconds[name]),
-            "ratio_to_plain": statistics.median(seconds["plain torch"]) / statistics.median(seconds[name]),
-            "nmse_db": decibel(errors[name]),
-            "nmse_minus_plain_db": decibel(errors[name]) - decibel(errors["plain torch"]),
-            "forwards_per_channel": sum(counts[name]) / len(p.h) if name in counts else everything,
-        }
-        for name in seconds
-    }
+def _apply(layer: nn.Module, x: Tensor, _: int) -> Tensor:
+    return layer(x)
 
 
 def convolution_seconds(expert: CNNExpert, batch: int, nr: int, nt: int, rounds: int) -> float:
@@ -252,83 +223,89 @@ def convolution_seconds(expert: CNNExpert, batch: int, nr: int, nt: int, rounds:
     total, config = 0.0, expert.config
     for (a, b), spacing in zip(pairwise(config.widths), config.spacing, strict=True):
         layer = nn.Conv2d(a, b, 3, padding=spacing, dilation=spacing).to(expert.dtype)
-        layer = layer.to(memory_format=torch.channels_last)
+        layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)
         x = torch.randn(batch, a, nr, nt, dtype=expert.dtype).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            found = timing.interleave({"conv": lambda _, x=x, f=layer: f(x)}, rounds=rounds, target=0.05)
-        total += found["conv"].median
+            total += timing.interleave({"conv": partial(_apply, layer, x)}, rounds=rounds, target=0.02)["conv"].median
     return total
 
 
-def overheads(sides: list[Side], p: Problem, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Loop against its network calls alone, interleaved; and the convolutions' share of the networks' time."""
-    hi = min(batch, len(p.h))
-    found = {}
-    for side in sides:
-        replay = side.network(p, 0, hi)
-        runs = {"loop": lambda s=side: s.run(p, 0, hi), "network": replay}
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for r in range(rounds + 1):
-            for name in runs if r % 2 else reversed(runs):
-                took = timed(runs[name])[1]
-                if r:  # the first round warms up
-                    seconds[name].append(took)
-        loop, network = (statistics.median(seconds[name]) for name in runs)
-        rows = float(side.run(p, 0, hi).calls.sum())
-        shape = p.h.shape[1:]
-        conv = min(convolution_seconds(side.experts[0], n, *shape, max(rounds, 3)) / n for n in {min(16, hi), hi})
-        flops = side.experts[0].config.flops(*p.h.shape[1:])
-        found[side.name] = {
-            "network_overhead": loop / network - 1,
-            "own_us_per_forward": (loop - network) / rows * 1e6,
-            "network_us_per_forward": network / rows * 1e6,
-            "network_gflops": flops * rows / network / 1e9,
-            "conv_alone_gflops": flops / conv / 1e9,
-            "network_share_of_conv_rate": conv * rows / network,
-        }
-        print(f"  {side.name}: " + ", ".join(f"{n} {v:.3g}" for n, v in found[side.name].items()), flush=True)
-    return found
+def case(
+    name: str, size: Size, networks: list[DenoiserCNN], p: Problem, rule: str, dtype: torch.dtype
+) -> loops.LoopCase:
+    experts = [CNNExpert(n, dtype).to(timing.device) for n in networks]
+    base: dict[str, Any] = {"steps": size.steps, "iterations": size.iterations}
+    receiver = sf.VBMoE(experts, config := sf.VBMoEConfig(**RULES[rule], **base))
+    whole = rule == "all iterations" and dtype is torch.float32
+
+    def run(program: Program, ours: bool = False) -> Tensor:
+        with torch.no_grad():
+            return made[program].run(p.y, *draws(p, config, ours))
+
+    def loop() -> sf.VBMoEResult:
+        return receiver.run(p.y, p.svd, p.noise_var, seed=SEED)
+
+    made = {kind: kind(networks, config, p) for kind in (PlainTorch, UserStyle)}
+    errors: dict[str, Any] = {}
+
+    def agree() -> dict[str, float]:
+        """Element by element where precision and iterations are the same; by their NMSE in any case."""
+        found, plain = loop(), run(PlainTorch, True)
+        errors["nmse_db"], before = nmse_db(found.h, p.h), nmse_db(plain, p.h)
+        errors["nmse_minus_plain_db"] = errors["nmse_db"] - before
+        errors["forwards_per_channel"] = float(found.calls.sum()) / len(p.h)
+        if not whole:
+            return {}
+        pairs = (("plain", plain), ("user", run(UserStyle, True)))
+        return {which: loops.difference(which, got, found.h, AGREEMENT) for which, got in pairs}
+
+    def finish(row: dict[str, Any]) -> dict[str, Any]:
+        more = {**errors, "seconds_per_channel": row["run_ms"] / 1e3 / len(p.h)}
+        more["plain_seconds_per_channel"] = row["plain_us_per_step"] * row["steps"] / 1e6 / len(p.h)
+        if timing.device == "cpu" and name != "quick":
+            conv = convolution_seconds(experts[0], len(p.h), p.h.shape[1], p.h.shape[2], 5) / len(p.h)
+            network = row["network_us_per_step"] * row["steps"] / 1e6 / len(p.h)
+            more["network_share_of_conv_rate"] = conv * errors["forwards_per_channel"] / network
+        return more
+
+    sides: dict[str, Callable[[], Any]] = {"loop": loop, "network": network_calls(experts, config, p)}
+    sides |= {"plain": lambda: run(PlainTorch)}
+    if whole:
+        sides["user"] = lambda: run(UserStyle)
+    if timing.device != "cpu":
+        graphed = sf.VBMoE(
+            GroupedExperts(networks, dtype).to(timing.device), sf.VBMoEConfig(graph=True, **RULES[rule], **base)
+        )
+        sides["graph"] = lambda: graphed.run(p.y, p.svd, p.noise_var, seed=SEED)
+    facts = {
+        "batch": len(p.h),
+        "sizes": "x".join(map(str, p.h.shape[1:])),
+        "experts": len(networks),
+        "snr_db": SNR_DB,
+        "T": size.steps,
+        "iterations": size.iterations,
+        "widths": "-".join(map(str, networks[0].config.widths)),
+    }
+    return loops.LoopCase(
+        "vb_loop", "small" if name == "quick" else name, size.steps * size.iterations, [*experts, *networks], sides, agree,
+        variant=f"{rule}, {str(dtype).removeprefix('torch.')}", facts=facts, finish=finish,
+    )  # fmt: skip
+
+
+def cases(quick: bool, sizes: Sequence[str] | None = None) -> Iterator[loops.LoopCase]:
+    """small: untrained narrow networks; paper: the four shipped experts on their whole schedule. Both on 16x64 channels;
+    times are per diffusion step of all outer iterations, stopped early or not."""
+    for name in sizes or (("small",) if quick else ("small", "paper")):
+        name = "quick" if quick and name == "small" else name
+        size = SIZES[name]
+        networks, p = make_networks(size.width, size.steps), Problem.make(size.batch, SNR_DB)
+        for dtype in (torch.float32,) if quick else (torch.float32, torch.bfloat16):
+            for rule in list(RULES)[: 1 if quick else None]:
+                yield case(name, size, networks, p, rule, dtype)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.vb_loop", description=__doc__)
-    parser.add_argument("--width", type=int, default=64, help="channels at the affine; 64 takes the shipped experts")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--snr", type=float, default=10.0, help="dB")
-    parser.add_argument("--rounds", type=int, default=7, help="of the comparison with the network calls alone")
-    parser.add_argument(
-        "--overhead-steps", type=int, default=20, help="T of that comparison (what it finds is per step)"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--csv", type=Path)
-    args = parser.parse_args()
-    timing.device = args.device
-    torch.set_num_threads(args.threads)
-    networks, origin = make_networks(args.width, args.steps)
-    p = Problem.make(args.channels, args.snr)
-    size = {"batch": args.batch, "channels": args.channels, "steps": args.steps, "iterations": args.iterations,
-            "snr_db": args.snr, "widths": "-".join(map(str, networks[0].config.widths)),
-            "reach": "x".join(map(str, networks[0].config.reach)), "weights": origin}  # fmt: skip
-    config = {"steps": args.steps, "iterations": args.iterations}
-    short = {"steps": min(args.overhead_steps, args.steps), "iterations": min(3, args.iterations)}
-    print(f"beyond the networks (T = {short['steps']}, {short['iterations']} iterations):", flush=True)
-    own = overheads(make_sides(networks, short), p, args.batch, args.rounds) if args.device == "cpu" else {}
-    print("whole runs, seconds per channel:", flush=True)
-    sides = make_sides(networks, config)
-    plain = PlainTorch(networks, sides[0].receiver.config, p)
-    whole = whole_runs(sides, plain, p, args.batch)
-    blank = dict.fromkeys(next(iter(own.values()), {}), "")
-    rows = [{"side": name, **size, **whole[name], **own.get(name, blank)} for name in whole]
-    for r in rows:
-        print(f"{r['side']}: {r['seconds_per_channel']:.4g} s per channel, {r['ratio_to_plain']:.2f} x plain", end=", ")
-        print(f"NMSE {r['nmse_db']:.3f} dB ({r['nmse_minus_plain_db']:+.3f}), {r['forwards_per_channel']:.0f} forwards")
-    if args.csv:
-        timing.write_csv(args.csv, rows)
-    return 0
+    return loops.main(names=["vb_loop"])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 
 NOISE_VAR = 0.6
 SIZES = [(512, 2048, True), (512, 2048, False), (16, 512, True)]  # images, symbols, fast fading
@@ -40,6 +41,7 @@ def cases(quick: bool) -> list[Case]:
                 2e-6,
                 batch * symbols * (8 + 8 * fast + 8 + 4),
                 target="no target",
+                rivals=rivals_for("waterfill_equalise", batch=batch, symbols=symbols, fast=fast, noise_var=NOISE_VAR),
             )
         )
     return out

@@ -5,6 +5,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 from .waterfill_step import fading, needed_normals
 
 SIZES = [(512, 4096, 0.9), (512, 4096, 0.1), (16, 1024, 0.9)]  # images, N, level
@@ -33,13 +34,18 @@ def cases(quick: bool) -> list[Case]:
                 f"B={batch} N={n} level {beta}",
                 make,
                 ours,
-                {"where": lambda f, d, beta=beta: peers.inject_where(f, d, beta)},
+                {
+                    "where": lambda f, d, beta=beta: peers.inject_where(f, d, beta),
+                    "masked": lambda f, d, beta=beta: peers.inject_masked(f, d, beta),
+                },
                 lambda f, d, beta=beta: reference.waterfill_inject(f, d, beta, seed=1, step=3),
                 error,
                 2e-6,
                 batch * n * 10,
                 normals=needed_normals(make(0)[1], beta),
                 target="no target",
+                rivals=rivals_for("waterfill_inject", batch=batch, n=n, beta=beta),
+                dtype="float32",
             )
         )
     return out

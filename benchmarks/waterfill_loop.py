@@ -1,13 +1,10 @@
-"""What the water-filling loop costs beyond its network, and what it gains over the same algorithm in plain torch.
+"""What the water-filling loop costs beyond its network, beside the same algorithm in plain torch and as published code.
 
-python -m benchmarks.waterfill_loop --csv benchmarks/results/waterfill_loop.csv
+python -m benchmarks.waterfill_loop --threads 1 2 --csv benchmarks/results/waterfill_loop.csv
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,20 +12,22 @@ from torch import Tensor, nn
 
 import semcom_fast as sf
 
-from . import timing
+from . import loops, timing
 
-LATENT = (16, 8, 8)
+LATENTS = {"small": (16, 8, 8), "paper": (16, 16, 16)}
 STEPS = 50
 SNR_DB = 5.0
+AGREEMENT = 1e-4
+BATCHES, WIDTHS = {"small": (1, 16, 64), "paper": (8,)}, {"small": 32, "paper": 128}
 
 
 class SmallPredictor(nn.Module):
     """A few convolutions that know the level, run on 2B rows for guidance: small, so that the loop's own work shows."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.inner = nn.Conv2d(LATENT[0] + 1, width, 3, padding=1)
-        self.outer = nn.Conv2d(width, LATENT[0], 3, padding=1)
+        self.inner = nn.Conv2d(channels + 1, width, 3, padding=1)
+        self.outer = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, g: Tensor, beta_bar: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, x0_uncond) like g."""
@@ -39,21 +38,15 @@ class SmallPredictor(nn.Module):
         return x0, x0_uncond
 
 
-def plain_torch(predictor: SmallPredictor, config: sf.WaterfillConfig, f: Tensor, d: Tensor) -> Tensor:
-    """Algorithm 3 as one writes it: schedule and guidance weights in NumPy, copied at every step; separate b and f."""
-    schedule = config.schedule
+def plain_torch(predictor: nn.Module, config: sf.WaterfillConfig, f: Tensor, d: Tensor) -> Tensor:
+    """Algorithm 3 in torch's own operations with nothing to wait for between start and end: the tables of levels and
+    guidance weights are formed once, in NumPy, and copied once; separate b and f."""
     b = torch.cat([d, d], 1).reshape(f.shape)
-    top = b.flatten(1).amax(1)
-    m = schedule.time(top.double().cpu().numpy())
-
-    def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(f.dtype).to(f.device).reshape(-1, 1, 1, 1)
-
+    tables = config.tables(b.flatten(1).amax(1).double().cpu().numpy(), falling=True)
+    column = (-1, len(f), *(1,) * (f.ndim - 1))
+    levels, weights = (torch.from_numpy(t).to(f.dtype).to(f.device).reshape(column) for t in tables[:2])
     for k in range(config.steps):
-        t, s = m * (1 - k / config.steps), m * (1 - (k + 1) / config.steps)
-        beta_t = column(schedule.level(t)) if k else top.reshape(-1, 1, 1, 1)
-        beta_s = column(schedule.level(s))
-        w = column(config.guidance_at(t))
+        beta_t, beta_s, w = levels[k], levels[k + 1], weights[k]
         keep = ((1 - beta_t) / (1 - b)).clamp(max=1)
         add = ((beta_t - b) / (1 - b)).clamp(min=0)
         g = keep.sqrt() * f + add.sqrt() * torch.randn_like(f)
@@ -66,100 +59,108 @@ def plain_torch(predictor: SmallPredictor, config: sf.WaterfillConfig, f: Tensor
     return f
 
 
-def _same(receiver: sf.WaterfillDDIM, plain: Callable[[], Tensor], f: Tensor, d: Tensor) -> None:
-    """Both sides agree on the same draws of torch's generator; else their times mean nothing."""
-    torch.manual_seed(4)
-    ours = receiver.run(f, d, noise="torch")
-    torch.manual_seed(4)
-    error = float((plain() - ours).abs().max() / ours.abs().max())
-    if not error < 1e-4:
-        raise RuntimeError(f"the plain formulation and the loop differ by {error:.1e}")
+def user_style(predictor: nn.Module, config: sf.WaterfillConfig, f: Tensor, d: Tensor) -> Tensor:
+    """Algorithm 3 as a published sampler has it: time and schedule in NumPy at every step, per-image loops that pick the
+    elements of every set by their mask, weights copied to the device, a progress record that reads the state."""
+    schedule = config.schedule
+    f, b = f.clone(), torch.cat([d, d], 1).reshape(f.shape).clone()
+    start = b.flatten(1).amax(1).cpu().numpy().astype(np.float64)
+    m = schedule.time(start)
+    record: list[float] = []
+    for k in range(config.steps):
+        t, s = m * (1 - k / config.steps), m * (1 - (k + 1) / config.steps)
+        level_t, level_s = schedule.level(t) if k else start, schedule.level(s)
+        beta_t = torch.tensor(level_t, dtype=f.dtype).to(f.device)
+        weight = torch.tensor(config.guidance_at(t), dtype=f.dtype).to(f.device).reshape(-1, *(1,) * (f.ndim - 1))
+        noise, g = torch.randn_like(f), f.clone()
+        for i in range(len(f)):
+            waiting = b[i] < beta_t[i].item()
+            if waiting.any():
+                own, now = b[i][waiting], beta_t[i].item()
+                g[i][waiting] = ((1 - now) / (1 - own)).sqrt() * f[i][waiting] + (
+                    (now - own) / (1 - own)
+                ).sqrt() * noise[i][waiting]
+        x0, x0_uncond = predictor(g, beta_t)
+        x0 = weight * x0 + (1 - weight) * x0_uncond
+        for i in range(len(f)):
+            now, then = beta_t[i].item(), float(level_s[i])
+            a = math.sqrt(then / now)
+            moved = a * g[i] + (math.sqrt(1 - then) - a * math.sqrt(1 - now)) * x0[i]
+            reached = b[i] >= torch.tensor(then, dtype=f.dtype).to(f.device)
+            f[i][reached] = moved[reached]
+            b[i][reached] = then
+        if torch.isnan(f).any():
+            raise RuntimeError(f"NaN at step {k}")
+        record.append(float(g.detach().cpu().numpy().std()))
+    return f
 
 
-def sides(batch: int) -> dict[str, Callable[[], object]]:
-    """Whole runs on the same Rayleigh block: the loop, its network calls alone, the plain formulation, and the loop
-    beside a predictor that costs nothing, whose time is all its own."""
-    torch.manual_seed(0)
-    predictor = SmallPredictor().to(timing.device).eval()
-    config = sf.WaterfillConfig(steps=STEPS, guidance=4.0, cfg_schedule="pcs_1.0")
-    n = int(np.prod(LATENT))
+def received(batch: int, latent: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """An equalised latent over Rayleigh fading, and its noise levels."""
+    n = math.prod(latent)
     noise_var = 2 * 10 ** (-SNR_DB / 10)
-    h = sf.philox_normal((batch, n // 2), seed=1, dtype=torch.complex64)
-    n_ = sf.philox_normal((batch, n // 2), seed=2, dtype=torch.complex64)
-    z = sf.philox_normal((batch, n // 2), seed=3, dtype=torch.complex64) * 2**0.5
-    f, d = sf.waterfill_equalise(h * z + noise_var**0.5 * n_, h, noise_var)
-    f, d = f.reshape(batch, *LATENT).to(timing.device), d.to(timing.device)
+    h, noise, z = (sf.philox_normal((batch, n // 2), seed=s, dtype=torch.complex64) for s in (1, 2, 3))
+    f, d = sf.waterfill_equalise(h * z * 2**0.5 + noise_var**0.5 * noise, h, noise_var)
+    f, d = timing.to_device((f.reshape(batch, *latent), d))
+    return f, d
+
+
+def case(size: str, batch: int, steps: int) -> loops.LoopCase:
+    latent = LATENTS[size]
+    torch.manual_seed(0)
+    predictor = SmallPredictor(latent[0], WIDTHS[size]).to(timing.device).eval()
+    config = sf.WaterfillConfig(steps=steps, guidance=4.0, cfg_schedule="pcs_1.0")
+    f, d = received(batch, latent)
     receiver = sf.WaterfillDDIM(predictor, config)
     inputs: list[tuple[Tensor, Tensor]] = []
-    receiver.run(f, d, on_step=lambda step: inputs.append((step.g, step.beta_bar)))
-    inputs = [(f, d.amax(1)), *inputs[:-1]]
 
-    def loop() -> object:
-        return receiver.run(f, d)
+    def noted(g: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        inputs.append((g, level))
+        return predictor(g, level)
 
-    def network() -> object:
+    sf.WaterfillDDIM(noted, config).run(f, d)
+
+    def network() -> None:
         with torch.no_grad():
             for g, level in inputs:
                 predictor(g, level)
-        return None
-
-    def plain() -> Tensor:
-        with torch.no_grad():
-            return plain_torch(predictor, config, f, d)
 
     with torch.no_grad():
         fixed = predictor(f, d.amax(1))
     bare = sf.WaterfillDDIM(lambda g, beta_bar: fixed, config)
-    _same(receiver, plain, f, d)
-    found = {"loop": loop, "network": network, "plain": plain, "bare": lambda: bare.run(f, d)}
+    programs: dict[str, Callable[..., Tensor]] = {"plain": plain_torch, "user": user_style}
+
+    def run(program: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        return torch.no_grad()(lambda: program(predictor, config, f, d))
+
+    def agree() -> dict[str, float]:
+        """On the same draws of torch's generator."""
+        found = []
+        for program in (lambda: receiver.run(f, d, noise="torch"), *map(run, programs.values())):
+            torch.manual_seed(4)
+            found.append(program())
+        return {
+            name: loops.difference(name, got, found[0], AGREEMENT)
+            for name, got in zip(programs, found[1:], strict=True)
+        }
+
+    sides: dict[str, Callable[[], object]] = {"loop": lambda: receiver.run(f, d), "network": network}
+    sides |= {name: run(program) for name, program in programs.items()} | {"bare": lambda: bare.run(f, d)}
     if timing.device != "cpu":
-        found["graph"] = lambda: receiver.run(f, d, graph=True)
-    return found
+        sides["graph"] = lambda: receiver.run(f, d, graph=True)
+    facts = {"batch": batch, "sizes": "x".join(map(str, latent)) + f", width {WIDTHS[size]}"}
+    return loops.LoopCase("waterfill_loop", size, steps, [predictor], sides, agree, facts=facts)
 
 
-def measure(batch: int, rounds: int) -> dict[str, float]:
-    """Medians over interleaved whole runs, per step: time, own time beyond the network, and the plain formulation."""
-    runs = sides(batch)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for r in range(rounds + 1):
-        for name in runs if r % 2 else reversed(runs):
-            timing.synchronise()
-            start = time.perf_counter()
-            runs[name]()
-            timing.synchronise()
-            if r:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    us = {name: statistics.median(s) / STEPS * 1e6 for name, s in seconds.items()}
-    row = {"batch": batch, "steps": STEPS, "network_us_per_step": us["network"]}
-    for name in us:
-        if name == "bare":
-            row["bare_us_per_step"] = us[name]
-        elif name != "network":
-            row[f"{name}_us_per_step"] = us[name]
-            row[f"{name}_own_us_per_step"] = us[name] - us["network"]
-            row[f"{name}_overhead"] = us[name] / us["network"] - 1
-    return {**row, "ratio_to_plain": us["plain"] / us["loop"]}
+def cases(quick: bool, sizes: Sequence[str] | None = None) -> Iterator[loops.LoopCase]:
+    """small: latents of 16x8x8; paper: 16x16x16, those of 128x128 images, with a larger network of the same kind."""
+    for size in sizes or (("small",) if quick else ("small", "paper")):
+        for batch in BATCHES[size][1:2] if quick and size == "small" else BATCHES[size]:
+            yield case(size, batch, STEPS // 5 if quick else STEPS)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.waterfill_loop", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--csv", type=Path)
-    args = parser.parse_args()
-    timing.device = args.device
-    rows = []
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        for batch in args.batch:
-            row = measure(batch, args.rounds)
-            rows.append({**row, "threads": threads})
-            print(f"{threads} threads: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
-    if args.csv:
-        timing.write_csv(args.csv, rows)
-    return 0
+    return loops.main(names=["waterfill_loop"])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 
 # name, images, N, (beta_t, beta_s), guided, bfloat16, fast
 ROWS = [
@@ -85,13 +86,26 @@ def cases(quick: bool) -> list[Case]:
                 f"B={batch} N={n} {name}",
                 make,
                 ours,
-                {"where": peer(peers.waterfill_where)} if fast else {"add": peer(peers.waterfill_slow)},
+                {"where": peer(peers.waterfill_where), "masked": peer(peers.waterfill_masked)}
+                if fast
+                else {"add": peer(peers.waterfill_slow)},
                 exact,
                 error,
                 2e-6,
                 min_bytes(batch * n, guided, half, fast),
                 normals=needed_normals(make(0)[3], beta_s) if fast else 0,
                 target="small, no target" if small else ">= 80 % of floor" + (", >= 5x" if fast else ""),
+                rivals=rivals_for(
+                    "waterfill_step",
+                    batch=batch,
+                    n=n,
+                    levels=(beta_t, beta_s),
+                    guidance=GUIDANCE,
+                    guided=guided,
+                    half=half,
+                    fast=fast,
+                ),
+                dtype="float32",
             )
         )
     return out

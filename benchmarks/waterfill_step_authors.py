@@ -5,6 +5,7 @@ from semcom_fast import reference
 
 from . import peers, timing
 from .cases import Case
+from .rivals import rivals_for
 from .waterfill_step import fading, needed_normals
 
 SIZES = [(512, 4096, (0.3, 0.25)), (16, 1024, (0.3, 0.25))]
@@ -44,6 +45,8 @@ def cases(quick: bool) -> list[Case]:
                 batch * n * (4 + 4 + 2 + 4 + 4),
                 normals=needed_normals(make(0)[2], beta_s),
                 target="no target",
+                rivals=rivals_for("waterfill_step_authors", batch=batch, n=n, levels=(beta_t, beta_s)),
+                dtype="float32",
             )
         )
     return out

@@ -50,8 +50,9 @@ sf::block_args score_args(bool is_double,
 template <class T>
 void sum_energies(const sf::block_args& a, void* energy, void* probe_x, void* probe_y) {
   const int64_t width = 2 + a.u;
+  std::vector<double> total(static_cast<size_t>(width));
   for (int64_t b = 0; b < a.b; ++b) {
-    std::vector<double> total(size_t(width), 0.0);
+    std::fill(total.begin(), total.end(), 0.0);
     for (int64_t k = 0; k < a.k; ++k)
       for (int64_t e = 0; e < width; ++e) total[size_t(e)] += a.energies[(b * a.k + k) * width + e];
     static_cast<T*>(energy)[b] = T(total[0]);
@@ -360,6 +361,7 @@ PYBIND11_MODULE(_core, m) {
   bind_cpu(m);
   bind_waterfill(m);
   bind_pilots(m);
+  bind_matmul(m);
 #if defined(SF_HAVE_CUDA)
   m.attr("cuda_built") = true;
   m.attr("cuda_archs") = SF_CUDA_ARCHS;

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -46,5 +47,6 @@ using sizes6 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 using sizes7 = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 void bind_pilots(py::module_& m);  // bind_pilots.cpp
+void bind_matmul(py::module_& m);  // bind_matmul.cpp
 
 }  // namespace semcom

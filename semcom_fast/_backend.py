@@ -58,6 +58,11 @@ def _why_unusable(name: str, op: str, homes: tuple[str, ...], device: torch.devi
     return None
 
 
+def unforced() -> bool:
+    """No caller and no environment variable asks for a backend: the tensor's device decides."""
+    return _forced.get() is None and not _from_env
+
+
 def select(op: str, homes: tuple[str, ...], device: torch.device) -> str:
     """The backend that runs `op` on `device`; `homes` lists the backends the op has kernels for."""
     name = _forced.get() or (_known(_from_env) if _from_env else None)

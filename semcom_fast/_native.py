@@ -3,9 +3,11 @@
 torch is imported first: `_core` runs its loops on torch's own thread pool, which it looks up among loaded libraries.
 """
 
+import functools
 import importlib
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,12 @@ def require_core() -> Any:
         f"semcom_fast: {where} ({_why_not}). Build it with: pip install -c constraints.txt -e . "
         "(needs a C++17 compiler), or run the plain torch definitions with sf.use_backend('reference')."
     )
+
+
+@functools.cache
+def kernel(name: str) -> Callable[..., Any]:
+    """An entry of the compiled module, looked up once."""
+    return getattr(require_core(), name)
 
 
 def cuda_built() -> bool:

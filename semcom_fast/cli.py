@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ VERBS = {
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors in one line, exit code 2."""
 
     def error(self, message: str):
@@ -46,19 +47,28 @@ def _system(verb: str, rest: list[str]) -> None:
     if verb not in commands:
         raise ValueError(f"{name} has no command {verb!r}; there: {', '.join(commands)}")
     add, execute = commands[verb]
-    parser = _Parser(prog=f"semcom-fast {verb} {name}", description=VERBS[verb])
+    parser = Parser(prog=f"semcom-fast {verb} {name}", description=VERBS[verb])
     add(parser)
     execute(parser.parse_args(rest))
 
 
 def _bench(rest: list[str]) -> int:
-    """Run the microbenchmarks of a source tree with the options given."""
+    """Run the microbenchmarks of a source tree with the options given; file names in them are the caller's own."""
     if not (SOURCE_TREE / "benchmarks" / "__main__.py").exists():
         raise FileNotFoundError(
             "the benchmarks do not come with the installed package: clone the source tree, install it with -e, and run "
             f"this command again (looked in {SOURCE_TREE})"
         )
-    return subprocess.run([sys.executable, "-m", "benchmarks", *rest], cwd=SOURCE_TREE, check=False).returncode
+    paths = [str(SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen([sys.executable, "-P", "-m", "benchmarks", *rest], env=env)
+    while True:
+        try:
+            return process.wait()
+        except (
+            KeyboardInterrupt
+        ):  # a terminal interrupts both: the benchmarks write what they have and end by themselves
+            continue
 
 
 def _info() -> None:
@@ -69,9 +79,9 @@ def _info() -> None:
 
 
 def _dispatch(argv: Sequence[str] | None) -> int:
-    parser = _Parser(prog="semcom-fast", description="Fast kernels and systems for semantic communication receivers.")
+    parser = Parser(prog="semcom-fast", description="Fast kernels and systems for semantic communication receivers.")
     parser.add_argument("--version", action="version", version=f"semcom-fast {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
     for verb, what in VERBS.items():
         verbs.add_parser(verb, help=f"{what} [{'|'.join(SYSTEMS)}]", add_help=False)
     verbs.add_parser("bench", help="run the benchmarks of a source tree", add_help=False)

@@ -225,6 +225,18 @@ struct dirichlet_args {  // all [b,e]
   int64_t bad;
 };
 
+// out [items,m,n] = A B: `size` holds the leading dimensions that make up `items`, outermost first, *_step their
+// strides (0 = repeated), *_row and *_col the strides of A [m,k] and B [k,n] after transposing, all in complex entries.
+struct matmul_args {
+  int32_t is_double, conj_a, conj_b;
+  int64_t m, k, n, dims, size[4], a_step[4], b_step[4];
+  int64_t a_row, a_col, b_row, b_col;
+  const void *a, *b;
+  void* out;
+  pool_fn pool;
+  int64_t bad;  // out: lowest item with a non-finite result, -1 if none
+};
+
 struct kernel_table {
   void (*blockdiag_apply)(block_args&);
   void (*blockdiag_adjoint)(block_args&);
@@ -249,6 +261,8 @@ struct kernel_table {
   void (*renoise)(renoise_args&);
   void (*elbo_reduce)(elbo_args&);
   void (*dirichlet_responsibilities)(dirichlet_args&);
+  void (*mimo_matmul)(matmul_args&);
+  void (*mimo_matmul_check)(matmul_args&);
 };
 
 }  // namespace sf

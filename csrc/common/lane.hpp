@@ -282,6 +282,23 @@ template <class T>
 constexpr int native_width = 16 / sizeof(T);
 #endif
 
+// Half a native pack of floats as doubles. GCC takes the vector conversion apart into quarters.
+SF_HD pack<double, native_width<double>> widen(typename vec_of<float, native_width<double>>::V h) {
+#if defined(__AVX512F__)
+  return {(pack<double, 8>::V)_mm512_maskz_cvtps_pd(0xff, (__m256)h)};
+#else
+  return {__builtin_convertvector(h, typename pack<double, native_width<double>>::V)};
+#endif
+}
+
+SF_HD typename vec_of<float, native_width<double>>::V rounded_half(pack<double, native_width<double>> a) {
+#if defined(__AVX512F__)
+  return (typename vec_of<float, 8>::V)_mm512_maskz_cvtpd_ps(0xff, (__m512d)a.v);
+#else
+  return __builtin_convertvector(a.v, typename vec_of<float, native_width<double>>::V);
+#endif
+}
+
 // sum_j p[j]^2 in double, n reals
 SF_HD double square_sum(const double* p, int64_t n) {
   constexpr int W = native_width<double>;
@@ -307,12 +324,12 @@ SF_HD double square_sum(const float* p, int64_t n) {
   int64_t j = 0;
   for (; j + 2 * W <= n; j += 2 * W)
     for (int q = 0; q < 2; ++q) {
-      D v(__builtin_convertvector(*reinterpret_cast<const H*>(p + j + q * W), typename D::V));
+      const D v = widen(*reinterpret_cast<const H*>(p + j + q * W));
       acc[q] = acc[q] + v * v;
     }
   for (; j < n; j += W) {
     const auto first = pack<float, W>::load_first(p + j, n - j < W ? int(n - j) : W);
-    D v(__builtin_convertvector(first.v, typename D::V));
+    const D v = widen(first.v);
     acc[0] = acc[0] + v * v;
   }
   return (acc[0] + acc[1]).sum();

@@ -35,7 +35,9 @@ struct block_worker {
   T* gx;                 // GX accumulators [M][CT][2*W]
   T* rs;                 // one tile of R [max_rt][CT*W]
   void* memory;
-  Col bad;  // 0 until a result is not finite, then NaN
+  int64_t x_row;  // reals of X per row of a block, rounded up
+  bool spread;    // look ahead: for smaller blocks it costs as much as it gains
+  Col bad;        // 0 until a result is not finite, then NaN
 
   // Channels and channel scores of blocks `first` on, `user` blocks apart per user, kept in cache: where they stand in
   // for the arrays of `a`.
@@ -46,6 +48,7 @@ struct block_worker {
   } near{};
 
   explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
+    x_row = (2 * a.nt * a.t + a.nr - 1) / a.nr, spread = a.nr * a.nt >= 16;
     const int64_t row = max_ct * W,
                   need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
     if (posix_memalign(&memory, 64, size_t(need + 8 * W) * sizeof(T))) abort();
@@ -115,13 +118,16 @@ struct block_worker {
     SF_UNROLL
     for (int i = 0; i < RT; ++i) SF_UNROLL
     for (int c = 0; c < VT; ++c) q[i][c] = Adj::zero();
+    const T *r = rs, *x = xt + v0 * W;  // locals here and below: the stores may alias the members
+    const int64_t next = MV * W;
     multiply_tile(
-        q, n, [&](int i, int64_t s) SF_LAMBDA { return scalar2<T>{rs[i * row + 2 * s], rs[i * row + 2 * s + 1]}; },
-        [&](int64_t s, int c) SF_LAMBDA { return Col::load(xt + (s * MV + v0 + c) * W); });
+        q, n, [=](int i, int64_t s) SF_LAMBDA { return scalar2<T>{r[i * row + 2 * s], r[i * row + 2 * s + 1]}; },
+        [=](int64_t s, int c) SF_LAMBDA { return Col::load(x + s * next + c * W); });
+    T* to = gh + r0 * next + v0 * W;
     SF_UNROLL
     for (int i = 0; i < RT; ++i) SF_UNROLL
     for (int c = 0; c < VT; ++c) {
-      T* out = gh + ((r0 + i) * MV + v0 + c) * W;
+      T* out = to + i * next + c * W;
       const Col g = conjugate(q[i][c].value());
       (first ? g : Col::load(out) + g).store(out);
     }
@@ -150,11 +156,36 @@ struct block_worker {
     int64_t y_next;      // reals to the next block's y, fetched while this block is worked on
     T *out_y, *out_x;    // out_x: user 0's first row of this chunk
     int64_t out_x_user;  // reals between users
-    int n;              // slots in this chunk
+    int n;               // slots in this chunk
     bool first_chunk;
     T scale;
     double* energy;  // gains |R|^2, or |H dX|^2
   };
+
+  // What the rest of memory still has to bring for this block and the next: a share of it is asked for with every tile of
+  // rows, as many lines as arrive meanwhile. A burst would fill the core's line buffers and hold up the loads behind it.
+  struct span {
+    const T* p = nullptr;
+    int64_t reals = 0, user = 0, row = 0;  // of one user, between users, and per row of the block
+  };
+  span next_h, next_x, fill_h, fill_x;  // `fill_*`: lines that results will be written to
+
+  template <int Write>
+  SF_HD void fetch_share(const span& s, int64_t first, int64_t last) const {
+    if (!s.p) return;
+    const int64_t from = first * s.row, to = last * s.row < s.reals ? last * s.row : s.reals;
+    for (int64_t u = 0; u < a.u; ++u)
+      for (int64_t j = from; j < to; j += int64_t(64 / sizeof(T))) __builtin_prefetch(s.p + u * s.user + j, Write, 2);
+  }
+  template <mode Mode>
+  void look_ahead(int64_t b, int64_t k) {
+    const int64_t hb = 2 * a.nr * a.nt, xb = 2 * a.nt * a.t, h_user = 2 * (near.h ? near.user : a.k) * a.nr * a.nt;
+    next_h = {h_of(b, 0, k) + hb, hb, h_user, 2 * a.nt};
+    if constexpr (Mode == mode::score) fill_h = {gh_of(b, 0, k), hb, h_user, 2 * a.nt};
+    next_x = {x_of(a, a.x, a.x_b, b, 0, k) + xb, xb, a.k * xb, x_row};
+    if constexpr (Mode == mode::score)
+      fill_x = {static_cast<T*>(a.out_x) + (b * a.u * a.k + k) * xb, xb, a.k * xb, x_row};
+  }
 
   // GX accumulators of one user between tiles of rows; the last tile turns them into the scaled result.
   struct gx_rows {
@@ -166,7 +197,7 @@ struct block_worker {
     Col* seen;
     template <int CT>
     struct of {
-      const gx_rows& s;
+      const gx_rows s;
       SF_HD Adj get(int64_t m, int c) const {
         const T* p = s.acc + (m * CT + c) * 2 * W;
         return s.first ? Adj::zero() : Adj{pack<T, W>::load(p), pack<T, W>::load(p + W)};
@@ -186,8 +217,10 @@ struct block_worker {
 
   template <mode Mode, int RT, int CT>
   void row_tile(const place& at, int64_t r0) {
-    const auto h_at = [&](int i, int64_t m) SF_LAMBDA {
-      return scalar2<T>{at.h[2 * ((r0 + i) * M + m)], at.h[2 * ((r0 + i) * M + m) + 1]};
+    const int64_t streams = M;
+    const T *h = at.h + 2 * r0 * streams, *x = xs;
+    const auto h_at = [=](int i, int64_t m) SF_LAMBDA {
+      return scalar2<T>{h[2 * (i * streams + m)], h[2 * (i * streams + m) + 1]};
     };
     constexpr bool energetic = Mode == mode::score || Mode == mode::probe;
     Col r[RT][CT];
@@ -197,11 +230,15 @@ struct block_worker {
       for (int i = 0; i < RT; ++i)
         SF_UNROLL
       for (int c = 0; c < CT; ++c) p[i][c] = Fwd::zero();
-      multiply_tile(p, M, h_at, [&](int64_t m, int c) SF_LAMBDA { return Col::load(xs + (m * CT + c) * W); });
+      multiply_tile(p, streams, h_at, [=](int64_t m, int c) SF_LAMBDA { return Col::load(x + (m * CT + c) * W); });
       SF_UNROLL
       for (int i = 0; i < RT; ++i)
         SF_UNROLL
       for (int c = 0; c < CT; ++c) r[i][c] = p[i][c].value();
+    }
+    if ((Mode == mode::score || Mode == mode::apply) && spread && at.first_chunk) {
+      fetch_share<0>(next_h, r0, r0 + RT), fetch_share<0>(next_x, r0, r0 + RT);
+      fetch_share<1>(fill_h, r0, r0 + RT), fetch_share<1>(fill_x, r0, r0 + RT);
     }
     Col seen = Col::zero();
     SF_UNROLL
@@ -213,6 +250,7 @@ struct block_worker {
       if constexpr (Mode == mode::adjoint) r[i][c] = Col::load_first(at.y + offset, left(at.n, c));
       if constexpr (Mode == mode::score) r[i][c] = Col::load_first(at.y + offset, left(at.n, c)) - r[i][c];
       if constexpr (Mode == mode::apply) {
+        __builtin_prefetch(at.out_y + offset + at.y_next, 1, 2);
         r[i][c].store_first(at.out_y + offset, left(at.n, c));
         seen = seen + (r[i][c] - r[i][c]);
       }
@@ -223,7 +261,8 @@ struct block_worker {
       const bool last = r0 + RT == a.nr;
       for (int64_t u = 0; u < a.u; ++u) {
         const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, a.t, at.n, r0 == 0, last, at.scale, &seen};
-        const auto h_user = [&](int i, int64_t m) SF_LAMBDA { return h_at(i, u * a.nt + m); };
+        const int64_t m0 = u * a.nt;
+        const auto h_user = [=](int i, int64_t m) SF_LAMBDA { return h_at(i, m0 + m); };
         adjoint_tile<Col>(r, a.nt, h_user, typename gx_rows::template of<CT>{rows});
       }
     }
@@ -287,6 +326,7 @@ struct block_worker {
     if (Mode == mode::score && a.noise_var)
       scale = T(1.0 / double(static_cast<const T*>(a.noise_var)[b * a.noise_var_b]));
     const T* h = pack_h(b, k);
+    if (spread && Mode != mode::adjoint) look_ahead<Mode>(b, k);
     for (int64_t e = 0; e < 2 + a.u; ++e) energy[e] = 0;
     bad = Col::zero();
     for (int64_t t0 = 0; t0 < a.t; t0 += max_ct * WC) {

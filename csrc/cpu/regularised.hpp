@@ -55,13 +55,12 @@ struct lanes_of<float, pack<double, WD>> {
   int half;
   SF_HD Q get(const P& p) const {
     const H h = reinterpret_cast<const HU*>(&p)[half];
-    return Q(__builtin_convertvector(h, typename Q::V));
+    return widen(h);
   }
   template <class M>
   SF_HD void put(P& p, Q q, M mask) const {
     HU& h = reinterpret_cast<HU*>(&p)[half];
-    const Q old(__builtin_convertvector(H(h), typename Q::V));
-    h = __builtin_convertvector(select(mask, q, old).v, H);
+    h = rounded_half(select(mask, q, widen(H(h))));
   }
   template <class M>
   SF_HD void add_to(double* sum, Q q, M mask) const {
@@ -106,8 +105,46 @@ struct factored<Q, 0> {
   }
 };
 
-template <class T>
-struct regularised {
+// Sizes of a problem, n x len the narrow and wide side of V, and strides of right-hand sides (K entries each) and
+// results (M entries) in their tiles. S > 0: square channels with right-hand sides one after the other, known when
+// compiled.
+template <int S>
+struct problem {
+  static constexpr int k = S, m = S, n = S, len = S, s_i = 1, s_t = S, x_i = 1, x_t = S;
+  static constexpr bool m_form = false;
+  int t;
+  explicit problem(const rzf_args& a) : t(int(a.t)) {}
+  static bool serves(const rzf_args& a) { return a.k == S && a.m == S && !a.m_form && (a.rows || a.t == 1) && a.s; }
+};
+template <>
+struct problem<0> {
+  int k, m, t, n, len, s_i, s_t, x_i, x_t;
+  bool m_form;
+  explicit problem(const rzf_args& a)
+      : k(int(a.k)),
+        m(int(a.m)),
+        t(int(a.t)),
+        n(a.m_form ? m : k),
+        len(a.m_form ? k : m),
+        s_i(a.rows ? 1 : t),
+        s_t(a.rows ? k : 1),
+        x_i(a.rows ? 1 : t),
+        x_t(a.rows ? m : 1),
+        m_form(a.m_form) {}
+};
+
+template <class T, int S = 0>
+struct regularised : problem<S> {
+  using problem<S>::k;
+  using problem<S>::m;
+  using problem<S>::t;
+  using problem<S>::n;
+  using problem<S>::len;
+  using problem<S>::s_i;
+  using problem<S>::s_t;
+  using problem<S>::x_i;
+  using problem<S>::x_t;
+  using problem<S>::m_form;
   static constexpr int W = native_width<T>;
   static constexpr bool single = sizeof(T) == 4;
   using P = pack<T, W>;
@@ -115,8 +152,6 @@ struct regularised {
   using mask_p = lane_mask<T, W>;
 
   const rzf_args& a;
-  const int k, m, t, n, len;     // n x len: the narrow and wide side of V
-  const int s_i, s_t, x_i, x_t;  // strides of right-hand sides (K entries each) and results (M entries) in their tiles
   cx<P>*h, *s, *x, *g, *dh, *ds, *work;
   P reg;
   int64_t same_from = 0, same_until = 0;  // channels that share `reg`
@@ -126,17 +161,7 @@ struct regularised {
   P* noise;         // lmmse_equalise: effective noise variance [n of symbols]
   void* memory;
 
-  explicit regularised(const rzf_args& args)
-      : a(args),
-        k(int(args.k)),
-        m(int(args.m)),
-        t(int(args.t)),
-        n(args.m_form ? m : k),
-        len(args.m_form ? k : m),
-        s_i(args.rows ? 1 : t),
-        s_t(args.rows ? k : 1),
-        x_i(args.rows ? 1 : t),
-        x_t(args.rows ? m : 1) {
+  explicit regularised(const rzf_args& args) : problem<S>(args), a(args) {
     const int64_t km = int64_t(k) * m, kt = int64_t(k) * t, mt = int64_t(m) * t, nn = int64_t(n) * n;
     const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * nn + 6 * n + m + t + 8;
     if (posix_memalign(&memory, 64, size_t(entries) * sizeof(cx<P>))) abort();
@@ -152,24 +177,41 @@ struct regularised {
   ~regularised() { free(memory); }
   regularised(const regularised&) = delete;
 
-  // Four packs ahead: lines arrive while this one is computed, across page borders too. `Write` asks for them to keep.
-  template <int Write = 0>
-  SF_HD void prefetch(const void* p, int64_t reals, int64_t first) const {
-    const int64_t i = first + 4 * W;
-    if (p == nullptr || reals == 0 || i + W > a.n) return;
-    const char *c = static_cast<const char*>(p) + i * reals * sizeof(T), *stop = c + W * reals * sizeof(T);
-    for (; c < stop; c += 64) __builtin_prefetch(c, Write, 2);
+  // What the fourth pack after this one will touch, asked for an eighth at a time while this one is computed: in one
+  // burst the requests would fill the core's line buffers, and the loads of this pack would wait behind them.
+  struct stream {
+    const char *p = nullptr, *stop = nullptr;
+    int64_t share = 0;
+  };
+  stream reads[3], writes[2];  // `writes` ask for lines to keep
+
+  SF_HD stream ahead(const void* p, int64_t reals, int64_t first) const {
+    const int64_t i = first + 4 * W, bytes = W * reals * int64_t(sizeof(T));
+    if (p == nullptr || i + W > a.n) return {};
+    const char* c = static_cast<const char*>(p) + i * reals * int64_t(sizeof(T));
+    return {c, c + bytes, (bytes + 511) / 512 * 64};
+  }
+  template <int Write>
+  SF_HD static void fetch(stream& s, bool all) {
+    const char* stop = all || s.stop - s.p < s.share ? s.stop : s.p + s.share;
+    for (; s.p < stop; s.p += 64) __builtin_prefetch(s.p, Write, 2);
+  }
+  SF_HD void fetch_ahead(bool all = false) {
+    for (stream& s : reads) fetch<0>(s, all);
+    for (stream& s : writes) fetch<1>(s, all);
   }
 
   void load(int64_t first, int count) {
     const T *hp = static_cast<const T*>(a.h), *sp = static_cast<const T*>(a.s), *ap = static_cast<const T*>(a.alpha);
     const int64_t kt = 2 * int64_t(k) * t;
-    prefetch(hp, 2 * a.h_b, first);
-    prefetch(sp, kt, first);
-    transposer<T, W>(hp + 2 * first * a.h_b, 2 * a.h_b, count).load(0, 2 * int64_t(k) * m, &h->re);
-    if (a.m_form)
+    fetch_ahead(true);  // what the pack before has left
+    reads[0] = ahead(hp, 2 * a.h_b, first), reads[1] = ahead(sp, kt, first);
+    fetch_ahead();
+    load_lanes<2 * S * S>(hp + 2 * first * a.h_b, 2 * a.h_b, 2 * int64_t(k) * m, count, &h->re);
+    if (m_form)
       for (int i = 0; i < k * m; ++i) h[i].im = P(T(0)) - h[i].im;
-    if (sp) transposer<T, W>(sp + first * kt, kt, count).load(0, kt, &s->re);
+    fetch_ahead();
+    if (sp) load_lanes<2 * S>(sp + first * kt, kt, kt, count, &s->re);
     info = P(T(0));
     if (same_from <= first && first + count <= same_until) return;
     const int64_t run = first / a.alpha_run;
@@ -194,9 +236,10 @@ struct regularised {
   template <int N, class Job>
   SF_HD mask_p in_single(Job job) {  // the lanes it leaves to double
     factored<P, N> f(*this);
-    const narrow_rows<lanes_of<T, P>, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, {}};
+    const narrow_rows<lanes_of<T, P>, P> v{h, m_form ? 1 : m, m_form ? m : 1, {}};
     P mean;
     const P top = diagonal<N>(v, n, len, reg, f.diag, mean);
+    fetch_ahead();
     const mask_p small = ~(reg > P(T(1e-3)) * mean);  // NaN too: the pivoted path finds it
     if (any_lane(~small)) run<P, N, false>(v, f, ~small, top - top, job);
     return small;
@@ -206,7 +249,7 @@ struct regularised {
     const lanes_of<T, Q> part{half};
     const Q mine = part.get(select(small, P(T(1)), P(T(0)))), r = part.get(reg);
     if (!any_lane(mine > Q(0.0))) return;
-    const narrow_rows<lanes_of<T, Q>, P> v{h, a.m_form ? 1 : m, a.m_form ? m : 1, part};
+    const narrow_rows<lanes_of<T, Q>, P> v{h, m_form ? 1 : m, m_form ? m : 1, part};
     factored<Q, N> f(*this);
     Q mean;
     const Q top = diagonal<N>(v, n, len, r, f.diag, mean);
@@ -230,6 +273,7 @@ struct regularised {
       factor_pivoted<N>(v, n, len, f.diag, bound, f.square_a, f.from, f.l, f.inv, bad);
     else
       factor<N>(v, n, len, f.diag, bound, f.l, f.inv, bad);
+    fetch_ahead();
     if (any_lane(bad > Q(0.0f))) v.lanes.put(info, bad, mask);
     job.template run<N>(*this, v, f.l, f.inv, Pivoted ? f.from : nullptr, f.u, f.w, mask);
   }

@@ -19,13 +19,15 @@ struct precode_job {
         v.lanes.put(x[i * w.x_i].re, value.re, mask);
         v.lanes.put(x[i * w.x_i].im, value.im, mask);
       };
-      if (w.a.m_form) {
+      if (w.m_form) {
         narrow_product<N>(v, w.n, w.len, symbol, u);
         solve<N>(l, inv, from, w.n, u);
+        w.fetch_ahead();
         loop<N>(0, N > 0 ? N : w.n, [&](int i) { put(i, u[i]); });
       } else {
         loop<N>(0, N > 0 ? N : w.n, [&](int i) { u[i] = symbol(i); });
         solve<N>(l, inv, from, w.n, u);
+        w.fetch_ahead();
         each_block<N>(w, v, u, put);
       }
     }
@@ -55,7 +57,7 @@ struct vjp_job {
   template <int N, class Worker, class V, class Q, class M>
   SF_HD void run(Worker& w, const V& v, const cx<Q>* l, const Q* inv, const Q* from, cx<Q>* u, cx<Q>* z, M mask) const {
     const int n = N > 0 ? N : w.n;
-    const bool adj = w.a.m_form;
+    const bool adj = w.m_form;
     const auto put = [&](auto& c, cx<Q> value) {
       v.lanes.put(c.re, value.re, mask);
       v.lanes.put(c.im, value.im, mask);
@@ -69,6 +71,7 @@ struct vjp_job {
       solve<N>(l, inv, from, n, u);
       narrow_product<N>(v, n, w.len, wide, z);
       solve<N>(l, inv, from, n, z);
+      w.fetch_ahead();
       Q slope(0.0f);
       loop<N>(0, n, [&](int i) { slope = slope - inner(z[i], u[i]); });
       v.lanes.add_to(w.da, slope, mask);
@@ -80,6 +83,7 @@ struct vjp_job {
         if (adj) put(ds[m * w.s_i], x[0]);
         if (!w.a.dh) continue;
         wide_product<1, N>(v, n, m, z, r);
+        w.fetch_ahead();
         r[0] = wide(m) - r[0];
         loop<N>(0, n, [&](int i) {
           auto& c = w.dh[i * v.row + m * v.col];
@@ -93,9 +97,9 @@ struct vjp_job {
   }
 };
 
-template <class T>
+template <class T, int S = 0>
 struct precoder {
-  using R = regularised<T>;
+  using R = regularised<T, S>;
   using P = typename R::P;
   rzf_args& a;
   const units u;
@@ -108,11 +112,12 @@ struct precoder {
     for (int64_t i = begin; i < end; i += R::W) {
       const int count = end - i < R::W ? int(end - i) : R::W;
       w.load(i, count);
+      w.writes[0] = w.ahead(a.out_x, mt, i);
       w.template solve_lanes<N>(precode_job());
       w.settle(w.x);
       w.note(a, i, count);
       if (a.scale > 0) w.add_energy(w.x, int(a.m * a.t), count);
-      transposer<T, R::W>(static_cast<T*>(a.out_x) + i * mt, mt, count).store(0, mt, &w.x->re);
+      store_lanes<2 * S>(static_cast<T*>(a.out_x) + i * mt, mt, count, &w.x->re);
     }
     return a.scale > 0 ? w.take_energy() : 0;
   }
@@ -129,6 +134,8 @@ struct precoder {
 
   template <int N>
   void operator()() const {
+    if constexpr (N == 4 && S == 0)
+      if (problem<N>::serves(a)) return precoder<T, N>(a).template operator()<N>();
     const int64_t n_units = a.items * u.chunks;
     double* partial = static_cast<double*>(malloc(size_t(n_units) * sizeof(double)));
     const auto solve_units = [&](R& w, int64_t i, int64_t j) {
@@ -156,9 +163,9 @@ struct precoder {
   }
 };
 
-template <class T>
+template <class T, int S = 0>
 struct precoder_vjp {
-  using R = regularised<T>;
+  using R = regularised<T, S>;
   using P = typename R::P;
   rzf_args& a;
   const units u;
@@ -180,20 +187,18 @@ struct precoder_vjp {
     for (int64_t i = begin; i < end; i += R::W) {
       const int count = end - i < R::W ? int(end - i) : R::W;
       w.load(i, count);
-      w.prefetch(a.g, mt, i);
-      w.template prefetch<1>(a.dh, km, i);
-      w.template prefetch<1>(a.ds, kt, i);
-      transposer<T, R::W>(static_cast<const T*>(a.g) + i * mt, mt, count).load(0, mt, &w.g->re);
+      w.reads[2] = w.ahead(a.g, mt, i), w.writes[0] = w.ahead(a.dh, km, i), w.writes[1] = w.ahead(a.ds, kt, i);
+      load_lanes<2 * S>(static_cast<const T*>(a.g) + i * mt, mt, mt, count, &w.g->re);
       if (a.scale > 0) {
-        transposer<T, R::W>(static_cast<const T*>(a.x) + i * mt, mt, count).load(0, mt, &w.x->re);
-        for (int64_t j = 0; j < a.m * a.t; ++j) w.g[j] = (w.g[j] - w.x[j] * P(along)) * P(c);
+        load_lanes<2 * S>(static_cast<const T*>(a.x) + i * mt, mt, mt, count, &w.x->re);
+        for (int64_t j = 0; j < w.m * w.t; ++j) w.g[j] = (w.g[j] - w.x[j] * P(along)) * P(c);
       }
       silence(w);
       for (int j = 0; j < R::W; ++j) w.da[j] = 0;
       w.template solve_lanes<N>(vjp_job());
       finish(w);
-      if (a.ds) transposer<T, R::W>(static_cast<T*>(a.ds) + i * kt, kt, count).store(0, kt, &w.ds->re);
-      if (a.dh) transposer<T, R::W>(static_cast<T*>(a.dh) + i * km, km, count).store(0, km, &w.dh->re);
+      if (a.ds) store_lanes<2 * S>(static_cast<T*>(a.ds) + i * kt, kt, count, &w.ds->re);
+      if (a.dh) store_lanes<2 * S * S>(static_cast<T*>(a.dh) + i * km, km, count, &w.dh->re);
       for (int j = 0; j < count; ++j) a.da[i + j] = w.da[j];
     }
   }
@@ -214,18 +219,20 @@ struct precoder_vjp {
   void finish(R& w) const {
     if (a.refuse_zero) w.info = select(w.reg == P(T(0)), P(T(1)), w.info);
     const auto live = w.info == P(T(0));
-    if (a.m_form && a.dh)
-      for (int64_t j = 0; j < a.k * a.m; ++j) w.dh[j].im = P(T(0)) - w.dh[j].im;
+    if (w.m_form && a.dh)
+      for (int64_t j = 0; j < w.k * w.m; ++j) w.dh[j].im = P(T(0)) - w.dh[j].im;
     if (a.pinv || !any_lane(~live)) return;
     const cx<P> zero = {P(T(0)), P(T(0))};
-    for (int64_t j = 0; j < a.k * a.t; ++j) w.ds[j] = select(live, w.ds[j], zero);
-    for (int64_t j = 0; j < a.k * a.m; ++j) w.dh[j] = select(live, w.dh[j], zero);
+    for (int64_t j = 0; j < w.k * w.t; ++j) w.ds[j] = select(live, w.ds[j], zero);
+    for (int64_t j = 0; j < w.k * w.m; ++j) w.dh[j] = select(live, w.dh[j], zero);
     for (int i = 0; i < R::W; ++i)
       if (!live[i]) w.da[i] = 0;
   }
 
   template <int N>
   void operator()() const {
+    if constexpr (N == 4 && S == 0)
+      if (problem<N>::serves(a)) return precoder_vjp<T, N>(a).template operator()<N>();
     const int64_t n_units = a.items * u.chunks;
     double* partial = static_cast<double*>(malloc(size_t(n_units) * sizeof(double)));
     if (a.scale > 0)

@@ -29,6 +29,8 @@ void pilot_posterior_step(posterior_args&);
 void renoise(renoise_args&);
 void elbo_reduce(elbo_args&);
 void dirichlet_responsibilities(dirichlet_args&);
+void mimo_matmul(matmul_args&);
+void mimo_matmul_check(matmul_args&);
 }  // namespace SF_NS
 
 extern const kernel_table SF_TABLE_NAME(SF_ISA);
@@ -56,5 +58,7 @@ const kernel_table SF_TABLE_NAME(SF_ISA) = {
     renoise,
     elbo_reduce,
     dirichlet_responsibilities,
+    mimo_matmul,
+    mimo_matmul_check,
 };
 }  // namespace sf

@@ -7,7 +7,8 @@
 namespace sf {
 inline namespace SF_NS {
 
-template <class T, int W>
+// Gap > 0: W matrices exactly, that many reals apart, so that no table of addresses is needed.
+template <class T, int W, int Gap = 0>
 struct transposer {
   using P = pack<T, W>;
   using V = typename P::V;
@@ -16,12 +17,14 @@ struct transposer {
   template <int R>
   using run_at = typename vec_of<T, R>::VU;
 
-  const T* from[W];  // lane i's matrix; lanes past the last matrix repeat it
-  int lanes;
+  const T* from[Gap ? 1 : W];  // lane i's matrix; lanes past the last matrix repeat it
+  int lanes = W;
 
+  SF_HD explicit transposer(const T* base) : from{base} {}
   SF_HD transposer(const T* base, int64_t stride, int count) : lanes(count) {
     for (int i = 0; i < W; ++i, base += i < count ? stride : 0) from[i] = base;
   }
+  SF_HD const T* at(int i) const { return Gap ? from[0] + i * Gap : from[i]; }
 
   // Exchange blocks of D reals between rows i and i + D: log2(R) of these transpose every R x R square.
   template <int D, int... I>
@@ -44,12 +47,16 @@ struct transposer {
   template <int R, int S>
   SF_HD run<S> join(int i, int64_t first) const {
     if constexpr (S == R)
-      return *reinterpret_cast<const run_at<R>*>(from[i] + first);
+      return *reinterpret_cast<const run_at<R>*>(at(i) + first);
     else
       return joined<S>(join<R, S / 2>(i, first), join<R, S / 2>(i + S / 2, first), make_list<S>());
   }
   template <int S, int... I>
   static SF_HD run<S> joined(run<S / 2> a, run<S / 2> b, int_list<I...>) {
+#if defined(__AVX512F__)  // else GCC takes a shuffle of two registers, on the one port that the squares need
+    if constexpr (sizeof(run<S>) == 64)
+      return (run<S>)_mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)a), (__m256d)b, 1);
+#endif
     return __builtin_shufflevector(a, b, I...);
   }
 
@@ -71,13 +78,13 @@ struct transposer {
       for (; j + 4 <= n; j += 4) load_square<4>(first + j, out + j);
     for (; j + 2 <= n; j += 2) load_square<2>(first + j, out + j);
     if (j < n)
-      for (int i = 0; i < W; ++i) out[j].v[i] = from[i][first + j];
+      for (int i = 0; i < W; ++i) out[j].v[i] = at(i)[first + j];
   }
 
   template <int R, int S>
   SF_HD void part(run<S> v, int i, int64_t first) const {
     if constexpr (S == R) {
-      if (i < lanes) *reinterpret_cast<run_at<R>*>(const_cast<T*>(from[i]) + first) = v;
+      if (Gap || i < lanes) *reinterpret_cast<run_at<R>*>(const_cast<T*>(at(i)) + first) = v;
     } else {
       halve<R, S>(v, i, first, make_list<S / 2>());
     }
@@ -104,9 +111,23 @@ struct transposer {
       for (; j + 4 <= n; j += 4) store_square<4>(first + j, in + j);
     for (; j + 2 <= n; j += 2) store_square<2>(first + j, in + j);
     if (j < n)
-      for (int i = 0; i < lanes; ++i) const_cast<T*>(from[i])[first + j] = in[j].v[i];
+      for (int i = 0; i < lanes; ++i) const_cast<T*>(at(i))[first + j] = in[j].v[i];
   }
 };
+
+// `count` matrices of n reals, `gap` reals apart: Gap is their number and distance where both are known.
+template <int Gap, class T, int W>
+SF_HD void load_lanes(const T* base, int64_t gap, int64_t n, int count, pack<T, W>* out) {
+  if constexpr (Gap > 0)
+    if (count == W && gap == Gap) return transposer<T, W, Gap>(base).load(0, Gap, out);
+  transposer<T, W>(base, gap, count).load(0, n, out);
+}
+template <int Gap, class T, int W>
+SF_HD void store_lanes(T* base, int64_t gap, int count, const pack<T, W>* in) {
+  if constexpr (Gap > 0)
+    if (count == W && gap == Gap) return transposer<T, W, Gap>(base).store(0, Gap, in);
+  transposer<T, W>(base, gap, count).store(0, gap, in);
+}
 
 }  // namespace SF_NS
 }  // namespace sf

@@ -67,6 +67,7 @@ struct waterfill_row {
     if (a.draw == 2 && w.waiting.count)
       noise = draw_waiting(buffer, a.key, b, place.in_item, n, w.waiting, [&](int64_t i) SF_LAMBDA {
         fetch_reals(f + i);
+        for (int j = 0; j < 64; j += int(64 / sizeof(T))) __builtin_prefetch(out + i + j, 1, 2);  // to be written
         if (!which && a.d_symbol) fetch_reals(next_levels + i);
         if (!a.x0) return;
         fetch_reals(static_cast<const T*>(a.state) + place.at + i);

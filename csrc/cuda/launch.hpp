@@ -16,4 +16,5 @@ void rzf_precode(const rzf_args& a, void* scratch, int device, void* stream);
 void rzf_precode_vjp(const rzf_args& a, void* scratch, int device, void* stream);
 void lmmse_equalise(const rzf_args& a, void* scratch, int device, void* stream);
 void cir_to_ofdm(const cir_args& a, int device, void* stream);
+void mimo_matmul(const matmul_args& g, int device, void* stream);
 }  // namespace sf::cuda

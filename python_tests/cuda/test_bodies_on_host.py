@@ -31,7 +31,7 @@ def _sanitizers(compiler: str, folder: Path) -> list[str]:
     return SANITIZE if built and subprocess.run([folder / "probe"], capture_output=True).returncode == 0 else []
 
 
-PROGRAMS = ("cuda_bodies", "cuda_rzf", "cuda_paths")
+PROGRAMS = ("cuda_bodies", "cuda_rzf", "cuda_paths", "cuda_matmul")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import vb_calls
 import waterfill_calls
+from op_samples import packet_samples
 from sf_testing import draw, within
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,81 +18,7 @@ OPS = torch.ops.semcom_fast
 DTYPES = (torch.complex64, torch.complex128)
 
 
-def _scalar(v, dtype=torch.float64):
-    return torch.tensor(v, dtype=dtype)
-
-
-def _packet_samples(dtype):
-    """Positional arguments of every registered op, with and without each optional operand."""
-    real = dtype.to_real()
-    y, h, x = (
-        draw(2, 3, 4, 5, seed=1, dtype=dtype),
-        draw(2, 2, 3, 4, 2, seed=2, dtype=dtype),
-        draw(2, 2, 3, 2, 5, seed=3, dtype=dtype),
-    )
-    one = h[:1].contiguous()
-    s = [draw(2, 3, 4, seed=i, dtype=dtype) for i in range(6)]
-    many = [s[0], s[1], *(draw(2, 2, 3, 4, seed=i, dtype=dtype) for i in range(2, 6))]
-    levels = [_scalar(v) for v in (0.5, 0.7, 0.1, 0.9)]
-    seed, step = torch.tensor(3), torch.tensor(4)
-    var = draw(2, 2, seed=9, dtype=real).abs()
-    z, norm = x, torch.linalg.vector_norm(x, dim=(-3, -2, -1))
-    square, tall = draw(6, 3, 3, seed=10, dtype=dtype), draw(6, 4, 2, seed=11, dtype=dtype)
-    streams, rows = draw(6, 3, 2, seed=12, dtype=dtype), draw(6, 5, 4, seed=13, dtype=dtype)
-    alpha = torch.rand(3, dtype=real) + 0.5
-    # operands, then rows, M-form, mode, refuse zero, power (0: none), groups (and want_info)
-    precode = [
-        (square, streams, alpha, False, False, 1, False, 0.0, 1, True),
-        (square[:1].clone(), streams, alpha[:1].clone(), False, False, 1, False, 2.0, 3, False),
-        (square, None, alpha, False, False, 1, False, 0.0, 1, False),
-        (tall, rows, alpha, True, True, 1, True, 3.0, 6, True),
-    ]
-    adjoint = []
-    for args in precode[-1:]:  # streams as rows, M-form, power: every branch of the adjoint
-        x_of, norm_of, _ = OPS.rzf_precode(*args)
-        adjoint.append(
-            (*args[:3], x_of, norm_of, draw(*x_of.shape, seed=14, dtype=dtype), *args[3:9], True, args[1] is not None)
-        )
-    return {
-        "blockdiag_apply": [(h, x), (one, x)],
-        "blockdiag_adjoint": [(h, y), (one, y)],
-        "likelihood_score": [
-            (y, h, x, None, None),
-            (y, h, x, torch.rand(2, dtype=real) + 0.5, None),
-            (y, h, x, None, x + 1),
-            (y, one, x, torch.rand(1, dtype=real) + 0.5, x + 1),
-        ],
-        "power_normalise": [(x, 1.0, 3), (x.real.clone(), 0.5, 2)],
-        "power_normalise_vjp": [(z, norm, x + 1, 1.0, 3)],
-        "pvd_update": [
-            (*s, *levels, None, None, step, 0, 0),
-            (*s, *levels, _scalar(0.3), None, step, 0, 0),
-            (*s[:5], None, *levels, None, seed, step, 1, 5),
-            (*many, *levels, None, None, step, 0, 0),
-        ],
-        "pvd_calibrate": [(torch.rand(2, dtype=real) + 0.1, var, var + 1, var[:, 0].contiguous(), 3.0, 4, 12)],
-        "pvd_channel_step": [
-            (y, x, h, h + 1, 2 * h, x + 1, h * 1j, *levels, _scalar(0.3), var + 1, None, step, 1, 0),
-            (y, x[:1].clone(), h, h + 1, 2 * h, None, None, *levels, None, _scalar(1.0), seed, step, 1, 5),
-        ],
-        "philox_normal": [
-            ((2, 3), seed, step, 1, 5, real, torch.device("cpu")),
-            ((0,), seed, step, 0, 0, dtype, torch.device("cpu")),
-        ],
-        "rzf_precode": precode,
-        "rzf_precode_vjp": adjoint,
-        "lmmse_equalise": [(draw(6, 4, seed=15, dtype=dtype), tall, alpha, 1)],
-        "cir_to_ofdm": [
-            (streams, draw(6, 2, seed=16, dtype=real)[:, None], draw(5, seed=17, dtype=torch.float64), 1),
-            (streams, draw(6, 3, 2, seed=18, dtype=real), draw(5, seed=17, dtype=torch.float64), 2),
-        ],
-        "cdl_channels": [(s[0][0], *(draw(3, 4, seed=i, dtype=real) for i in (19, 20)), 3, 2)],
-        **waterfill_calls.samples(dtype, seed, step),
-        **vb_calls.samples(dtype, seed),
-    }
-
-
-NAMES = tuple(_packet_samples(torch.complex128))
+NAMES = tuple(packet_samples(torch.complex128))
 
 
 def test_every_registered_op_is_listed():
@@ -106,7 +33,7 @@ def test_every_registered_op_is_listed():
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck(name, dtype, grad):
     """Schema, autograd registration, fake tensors and aot dispatch with dynamic shapes."""
-    for args in _packet_samples(dtype)[name]:
+    for args in packet_samples(dtype)[name]:
         # levels, seeds and steps are not differentiated here; opcheck compares gradients of the operands
         given = [a.clone().requires_grad_(grad and i not in vb_calls.CONSTANT.get(name, ()) and a.ndim > 0 and
                                           (a.is_complex() or a.is_floating_point()))
@@ -117,7 +44,7 @@ def test_opcheck(name, dtype, grad):
 @pytest.mark.parametrize("name", NAMES)
 def test_fake_tensors(name):
     """Under FakeTensorMode shapes, dtypes and strides equal those of the kernel."""
-    for args in _packet_samples(torch.complex64)[name]:
+    for args in packet_samples(torch.complex64)[name]:
         real = getattr(OPS, name)(*args)
         with FakeTensorMode() as mode:
             fake = getattr(OPS, name)(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args])
@@ -130,8 +57,9 @@ def test_fake_tensors(name):
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("_vjp")])
 def test_dispatcher_equals_eager(name):
     """torch.ops.semcom_fast.<op> and the direct call of the public function run the same kernel."""
-    args = _packet_samples(torch.complex64)[name][0]
+    args = packet_samples(torch.complex64)[name][0]
     public = {
+        "mimo_matmul": lambda a, b, p, q: sf.mimo_matmul(a, b, adjoint_a=p, adjoint_b=q),
         "blockdiag_apply": lambda h, x: sf.blockdiag_apply(h, x),
         "blockdiag_adjoint": lambda h, y: sf.blockdiag_adjoint(h, y),
         "likelihood_score": lambda y, h, x, n, p: sf.likelihood_score(y, h, x)[:3],
@@ -185,6 +113,7 @@ def test_dispatcher_equals_eager(name):
 
 
 PUBLIC = {
+    "mimo_matmul": lambda y, h, x: sf.mimo_matmul(sf.mimo_matmul(y[:, None], x, adjoint_b=True), h, adjoint_a=True) + 1,
     "blockdiag_apply": lambda y, h, x: sf.blockdiag_apply(h, x) + y,
     "blockdiag_adjoint": lambda y, h, x: sf.blockdiag_adjoint(h, y) + x,
     "likelihood_score": lambda y, h, x: sf.likelihood_score(y, h, x, 0.5, probe=x).score_h + h,

@@ -11,6 +11,7 @@ from .elbo_reduce import elbo_reduce
 from .likelihood_score import likelihood_score
 from .lmmse_channel import lmmse_channel
 from .lmmse_equalise import lmmse_equalise
+from .mimo_matmul import mimo_matmul
 from .philox_normal import philox_normal
 from .pilot_posterior_step import pilot_posterior_step
 from .pilot_svd import pilot_svd
@@ -40,6 +41,7 @@ __all__ = [
     "likelihood_score",
     "lmmse_channel",
     "lmmse_equalise",
+    "mimo_matmul",
     "philox_normal",
     "pilot_posterior_step",
     "pilot_svd",

@@ -1,12 +1,12 @@
 """Shapes, strides and addresses of block-diagonal MIMO operands, for the ops over csrc/cpu/block_worker.hpp."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._native import require_core
+from .._native import kernel
 from . import _checks
 from ._checks import plain
 from ._register import Op, fold
@@ -48,13 +48,16 @@ def is_double(t: Tensor) -> bool:
 
 def launch(op: str, cuda: bool, device: torch.device, *args) -> None:
     """Call the CPU kernel and raise at its non-finite flag, or enqueue the CUDA kernel on torch's current stream."""
-    core = require_core()
     if cuda:
-        getattr(core, f"cuda_{op}")(*args, device.index, torch._C._cuda_getCurrentRawStream(device.index))
+        kernel(f"cuda_{op}")(*args, device.index, torch._C._cuda_getCurrentRawStream(device.index))
         return
-    bad = getattr(core, f"cpu_{op}")(*args)
-    if bad >= 0 and not _checks.tolerating_non_finite():
-        blocks = args[-1][2]
+    bad = kernel(f"cpu_{op}")(*args)
+    if bad >= 0:
+        _raise_at(op, bad, args[-1][2])
+
+
+def _raise_at(op: str, bad: int, blocks: int) -> None:
+    if not _checks.tolerating_non_finite():
         raise _checks.non_finite(op, f"batch item {bad // blocks}, block", bad % blocks)
 
 
@@ -83,12 +86,50 @@ def bilinear(
     contracted: Callable[[torch.Size], int],
     definition: Callable[[Tensor, Tensor], Tensor],
     backward: Callable,
+    adjoint: bool = False,
 ) -> Op:
-    """Registration of out = name(h, operand), linear in both.
+    """Registration of out = name(h, operand), linear in both; `adjoint`: by h^H, and every user has a result.
 
     shape_of: the result's shape without the batch. contracted: entries summed over, of h's shape; none means zero.
     definition: the reference twin.
     """
+
+    def cpu(h: Tensor, other: Tensor) -> Tensor:
+        """Without a sum over users, the kernel of plain products, which packs blocks along the lanes where there are few
+        slots and takes any strides. (Small calls are a few microseconds: every look-up counts.)"""
+        hs, conj = h.shape, h.is_conj()
+        shape: Sequence[int] = other.shape
+        b, u, k, nr, nt = hs
+        t = shape[-1]
+        double = h.dtype is torch.complex128
+        if adjoint:  # rows of H^H are strided: the block worker reads H along its rows instead, which doubles need
+            products = not (double and t > 2) or conj or not h.is_contiguous()
+        else:
+            products = u == 1
+        if not products or h.is_neg():
+            return native(h, other, False)
+        if b == 1:
+            b = shape[0]
+        out = h.new_empty((b, u, k, nt, t) if adjoint else (b, k, nr, t))
+        if not (b and u and k and nr and nt and t):
+            return out.zero_()
+        if other.is_conj() or other.is_neg():
+            other = plain(other)
+        stride = other.stride()
+        if adjoint:
+            shape, stride, of = (shape[0], 1, k, nr, t), (stride[0], 0, *stride[1:]), (b, u, k, nt, t)
+        else:
+            of = (b, 1, k, nr, t)
+        bad = kernel("cpu_mimo_matmul")(
+            double,
+            (h.data_ptr(), hs, h.stride(), conj != adjoint, adjoint),
+            (other.data_ptr(), shape, stride, False, False),
+            out.data_ptr(),
+            of,
+        )
+        if bad >= 0:
+            _raise_at(name, bad // (u * k) * k + bad % k, k)
+        return out
 
     def native(h: Tensor, other: Tensor, cuda: bool) -> Tensor:
         h, other = plain(h), plain(other)
@@ -124,7 +165,7 @@ def bilinear(
         name,
         f"(Tensor h, Tensor {operand}) -> Tensor",
         kernels={
-            "cpu": lambda h, other: native(h, other, False),
+            "cpu": cpu,
             "cuda": lambda h, other: native(h, other, True),
             "reference": reference,
         },

@@ -91,10 +91,8 @@ def flatten_lead(t: Tensor, lead: torch.Size, item_ndim: int) -> Tensor:
 
 def plain(t: Tensor) -> Tensor:
     """Contiguous memory without lazy conjugate or negative bits: what `data_ptr()` of a kernel argument must see."""
-    if t.is_conj():
-        t = t.resolve_conj()
-    if t.is_neg():
-        t = t.resolve_neg()
+    if t.is_conj() or t.is_neg():
+        return t.new_empty(t.shape).copy_(t)  # one pass, where resolving keeps strides that are then copied again
     return t if t.is_contiguous() else t.contiguous()
 
 

@@ -85,6 +85,8 @@ class Op:
         """The kernel of the selected backend, without autograd."""
         for a in args:
             if isinstance(a, Tensor):
+                if a.is_cpu and _backend.unforced() and "cpu" in self.kernels:  # what `select` finds, sooner
+                    return self.kernels["cpu"](*args)
                 if a.device.type == "meta":
                     return self._fake(*args)
                 return self.kernels[_backend.select(self.name, self.homes, a.device)](*args)
@@ -106,6 +108,8 @@ class Op:
         if _modes_active():
             return self._traced(args)
         if fwd_ad._current_level < 0 and not (grad and torch.is_grad_enabled()):
+            if "cpu" in self.kernels and isinstance(args[0], Tensor) and args[0].is_cpu and _backend.unforced():
+                return self.kernels["cpu"](*args)  # what `run` does, a look-up sooner
             return self.run(*args)
         return self._eager.apply(*args)
 

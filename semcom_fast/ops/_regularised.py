@@ -1,20 +1,20 @@
 """Operands, flags and errors shared by the ops over one Cholesky factor: rzf_precode, rzf_matrix, lmmse_equalise."""
 
-import contextlib
+import functools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._native import require_core
+from .._native import kernel
 from ..errors import SingularChannelError
 from ..reference.levels import Level
 from ..reference.rzf_precode import refuses_zero
 from . import _checks, _levels
 
 RAISE, FLAG, PINV = range(3)
+_CPU = torch.device("cpu")
 _MODES = {"raise": RAISE, "flag": FLAG, "pinv": PINV}
 
 
@@ -33,6 +33,7 @@ class Call(NamedTuple):
     items: int
     out_shape: tuple[int, ...]
     lead: torch.Size
+    flags_each: int = 1  # right-hand sides with a flag of their own, per channel of `lead`
 
     @property
     def operands(self) -> tuple[Any, ...]:
@@ -41,10 +42,17 @@ class Call(NamedTuple):
 
 def mode_of(op: str, on_singular: str | None, device: torch.device) -> int:
     if on_singular is None:
-        return RAISE if device.type == "cpu" else FLAG
+        return RAISE if device == _CPU else FLAG
     if on_singular not in _MODES:
         raise ValueError(f"{op}: on_singular must be one of {', '.join(map(repr, _MODES))}, got {on_singular!r}")
     return _MODES[on_singular]
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(value: float, dtype: torch.dtype) -> Tensor:
+    """[1] on the CPU, made once per value: nothing writes to it."""
+    with torch.inference_mode(False):
+        return torch.full((1,), value, dtype=dtype, device="cpu")
 
 
 def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, own: torch.Size, like: Tensor) -> Tensor:
@@ -56,11 +64,20 @@ def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, own: torch.Si
     if _levels.is_number(alpha):
         if not 0 <= alpha <= torch.finfo(real).max:
             raise ValueError(f"{op}: {name} must be finite and >= 0 in {real}, got {alpha}")
+        if like.is_cpu and _checks.readable(like):
+            return _kept(float(alpha), real)
         return torch.full((1,), float(alpha), dtype=real, device=like.device)
     _levels.check(op, name, alpha, tuple(lead), like.device)
     if not isinstance(alpha, Tensor):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(alpha).__name__}")
-    if alpha.is_cpu and _checks.readable(alpha):
+    if (
+        alpha.is_cpu
+        and _checks.readable(alpha)
+        and not (
+            alpha.numel() == 1
+            and 0 <= alpha.item() <= torch.finfo(real).max  # the common case without five torch calls
+        )
+    ):
         good = (alpha >= 0) & torch.isfinite(alpha) & (alpha.double() <= torch.finfo(real).max)
         if not bool(good.all()):
             bad = tuple((~good).nonzero()[0].tolist())
@@ -117,41 +134,45 @@ def prepare(
     form: str | None,
     power: float | None = None,
     power_dims: int | None = None,
-    alpha_name: str = "alpha",
 ) -> Call:
     """Check the operands of a precoder and flatten their leading dimensions."""
     _checks.same_kind(op, _checks.COMPLEX, "h s", h, s)
-    if h.ndim < 2 or min(h.shape[-2:]) == 0:
+    hs = h.shape
+    if len(hs) < 2 or 0 in hs[-2:]:
         raise _checks.shape_error(op, need + ", K and M at least 1", h=h)
-    if form not in (None, "K", "M"):
+    if form is not None and form not in ("K", "M"):
         raise ValueError(f"{op}: form must be 'K', 'M' or None, got {form!r}")
-    k, m = h.shape[-2:]
-    vector = s is not None and s.ndim == h.ndim - 1
-    if s is not None and (s.ndim < 1 or (s.shape[-1] if vector else s.shape[-2] if s.ndim > 1 else -1) != k):
-        raise _checks.shape_error(op, need, h=h, s=s)
-    tail = 1 if vector else 2
-    lead = h.shape[:-2] if s is None else _checks.lead_shape(op, need, "h s", (h, 2), (s, tail))
-    dims = max(len(lead) - 1, 0) if power_dims is None else power_dims
-    if power is not None and not 0 <= dims <= len(lead):
-        raise ValueError(f"{op}: power_dims={dims} does not fit the leading dimensions {tuple(lead)}")
-    fold = _fold(h, alpha, lead, len(lead) if power is None else dims) if vector else 0
-    own = lead[: len(lead) - fold]
-    if fold:
-        h = _first(h, fold)
-    streams = k if s is None else math.prod(lead[len(own) :]) if vector else s.shape[-1]
-    items = 1
+    k, m = hs[-2:]
+    lead, vector = hs[:-2], False
+    if s is not None:
+        ss = s.shape
+        vector = len(ss) == len(hs) - 1
+        tail = 1 if vector else 2
+        if len(ss) < tail or ss[-tail] != k:
+            raise _checks.shape_error(op, need, h=h, s=s)
+        if ss[:-tail] != lead:
+            lead = _checks.lead_shape(op, need, "h s", (h, 2), (s, tail))
+    fold, items, most = 0, 1, len(lead)
     if power is not None:
+        most = max(len(lead) - 1, 0) if power_dims is None else power_dims
+        if not 0 <= most <= len(lead):
+            raise ValueError(f"{op}: power_dims={most} does not fit the leading dimensions {tuple(lead)}")
         _checks.positive_level(op, "power", power)
-        items = math.prod(lead[: len(lead) - dims])
-    mode = mode_of(op, on_singular, h.device)
+        items = math.prod(lead[: len(lead) - most])
+    own = lead
+    if vector and len(lead) > 1:
+        fold = _fold(h, alpha, lead, most)
+        if fold:
+            own, h = lead[: len(lead) - fold], _first(h, fold)
+    streams = k if s is None else math.prod(lead[len(own) :]) if vector else s.shape[-1]
     return Call(
         op,
         _checks.flatten_lead(h, own, 2),
-        None if s is None else _flatten_symbols(s, lead, own, vector),
-        flat_alpha(op, alpha_name, alpha, lead, own, h),
+        None if s is None else flatten_symbols(s, lead, own, vector),
+        flat_alpha(op, "alpha", alpha, lead, own, h),
         vector,
         (m < k) if form is None else form == "M",
-        mode,
+        mode_of(op, on_singular, h.device),
         refuses_zero(k, m, form, on_singular),
         0.0 if power is None else float(power),
         items,
@@ -160,7 +181,9 @@ def prepare(
     )
 
 
-def _flatten_symbols(s: Tensor, lead: torch.Size, own: torch.Size, vector: bool) -> Tensor:
+def flatten_symbols(s: Tensor, lead: torch.Size, own: torch.Size, vector: bool) -> Tensor:
+    if len(lead) == 1 and len(own) == 1 and s.shape[0] == lead[0]:
+        return s.unsqueeze(1) if vector else s
     s = s.expand(*lead, *s.shape[-1 if vector else -2 :])
     n = math.prod(own)
     return s.reshape(n, math.prod(lead[len(own) :]), s.shape[-1]) if vector else s.reshape(n, *s.shape[-2:])
@@ -182,12 +205,11 @@ def stream_of(device: torch.device) -> tuple[int, int]:
 
 def launch(op: str, backend: str, device: torch.device, mode: int, problem: tuple[Any, ...], *addresses: int) -> None:
     """Call the CPU kernel and raise at its flags, or enqueue the CUDA kernel on torch's current stream."""
-    core = require_core()
     if backend == "cuda":
-        scratch = torch.empty(core.cuda_rzf_scratch(op, *problem), dtype=torch.uint8, device=device)
-        getattr(core, f"cuda_{op}")(*problem, *addresses, scratch.data_ptr(), *stream_of(device))
+        scratch = torch.empty(kernel("cuda_rzf_scratch")(op, *problem), dtype=torch.uint8, device=device)
+        kernel(f"cuda_{op}")(*problem, *addresses, scratch.data_ptr(), *stream_of(device))
         return
-    count, singular, spoilt = getattr(core, f"cpu_{op}")(*problem, *addresses)
+    count, singular, spoilt = kernel(f"cpu_{op}")(*problem, *addresses)
     if count == 0 or mode == FLAG:
         return
     if singular >= 0 and mode == RAISE:
@@ -211,32 +233,31 @@ def raise_flagged(info: Tensor, mode: int) -> None:
         raise _NonFinite(int((info < 0).nonzero()[0]))
 
 
-@contextlib.contextmanager
-def located(op: str, lead: torch.Size) -> Iterator[None]:
-    """Turn the flat index of a flagged entry into one over the caller's leading dimensions."""
+FLAGGED = (SingularChannelError, _NonFinite)
 
-    def index(flat: int) -> tuple[int, ...]:
-        at = []
-        for size in reversed(lead):
-            at.append(flat % size)
-            flat //= size
-        return tuple(reversed(at))
 
-    try:
-        yield
-    except SingularChannelError as err:
-        at = index(err.index[0])
-        raise SingularChannelError(
-            f"{op}: {err.count} of {math.prod(lead)} channels are singular (or hold NaN or Inf), the first at index "
-            f"{at}; {_ADVICE.get(op, _ADVICE[''])}",
-            err.count,
-            at,
-        ) from None
-    except _NonFinite as err:
-        raise ValueError(
-            f"{op}: the result at index {index(err.args[0])} is not finite (NaN or Inf in the right-hand side, or "
-            "overflow)"
-        ) from None
+def located(op: str, lead: torch.Size, err: Exception, rows: int = 1) -> Exception:
+    """The error for a flagged entry in the caller's leading dimensions, from one with a flat index over them.
+
+    `rows` flags belong to each channel.
+    """
+    flat = (err.index[0] if isinstance(err, SingularChannelError) else err.args[0]) // rows
+    index: list[int] = []
+    for size in reversed(lead):
+        index.insert(0, flat % size)
+        flat //= size
+    at = tuple(index)
+    if not isinstance(err, SingularChannelError):
+        return ValueError(
+            f"{op}: the result at index {at} is not finite (NaN or Inf in the right-hand side, or overflow)"
+        )
+    count = -(-err.count // rows)
+    return SingularChannelError(
+        f"{op}: {count} of {math.prod(lead)} channels are singular (or hold NaN or Inf), the first at index {at}; "
+        f"{_ADVICE.get(op, _ADVICE[''])}",
+        count,
+        at,
+    )
 
 
 _ADVICE = {

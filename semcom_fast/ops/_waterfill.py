@@ -110,7 +110,8 @@ def over_rows(level: Any, f: Tensor) -> Any:
     """A level over more than the items as [items, rows per item]; others as they are."""
     if isinstance(level, Tensor) and level.ndim > 1:
         lead = f.shape[:-1]
-        return level.reshape(level.shape + (1,) * (len(lead) - level.ndim)).expand(lead).reshape(lead[0], -1)
+        level = level.reshape(level.shape + (1,) * (len(lead) - level.ndim)).expand(lead)
+        return level.reshape(lead[0], math.prod(lead[1:]))
     return level
 
 
@@ -197,7 +198,7 @@ def triton_operands(
         level = over_rows(level, f)
         if not isinstance(level, Tensor) or level.ndim == 0 or rows == 1:
             return level.reshape(-1) if isinstance(level, Tensor) and level.ndim > 1 else level
-        return level.reshape(items if level.shape[0] != 1 else 1, -1).expand(items, rows).reshape(flat)
+        return (level if level.ndim > 1 else level.unsqueeze(-1)).expand(items, rows).reshape(flat)
 
     def flatten(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.resolve_neg().reshape(flat, n)

@@ -29,6 +29,7 @@ _op = _blocks.bilinear(
     contracted=lambda shape: shape[3],
     definition=reference.blockdiag_adjoint,
     backward=_backward,
+    adjoint=True,
 )
 
 

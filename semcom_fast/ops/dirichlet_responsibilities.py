@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._native import require_core
+from .._native import kernel
 from . import _checks, _levels
 from ._arrays import array_function
 from ._register import Op, reference_vjp
@@ -18,11 +18,11 @@ _NAME = "dirichlet_responsibilities"
 
 
 def _cpu(L, D, gamma0, gamma, eta):
-    b, e = L.shape
-    rho, after = torch.empty((b, e), dtype=L.dtype), torch.empty((b, e), dtype=L.dtype)
-    keep: list[Tensor] = []
-    bad = require_core().cpu_dirichlet_responsibilities(
-        L.dtype is torch.float64, (b, e), tuple(_checks.address(t, keep) for t in (L, D, gamma0, gamma)), eta,
+    L, D, prior = _checks.plain(L), _checks.plain(D), _checks.plain(gamma0)
+    now = prior if gamma is gamma0 else _checks.plain(gamma)
+    rho, after = torch.empty_like(L), torch.empty_like(L)
+    bad = kernel("cpu_dirichlet_responsibilities")(
+        L.dtype is torch.float64, L.shape, (L.data_ptr(), D.data_ptr(), prior.data_ptr(), now.data_ptr()), eta,
         (rho.data_ptr(), after.data_ptr()),
     )  # fmt: skip
     if bad >= 0 and not _checks.tolerating_non_finite():
@@ -71,7 +71,7 @@ def _parameters(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     """Dirichlet parameters as a tensor [B,E] like the evidence."""
     if _levels.is_number(value):
         _checks.positive_level(_NAME, name, value)
-        return like.new_full((), float(value)).expand(like.shape)
+        return like.new_full(like.shape, float(value))
     if not isinstance(value, Tensor):
         raise TypeError(f"{_NAME}: {name} must be a number or a tensor, got {type(value).__name__}")
     _checks.same_kind(_NAME, _checks.REAL, f"L {name}", like, value)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..reference.levels import Level
+from ..reference.rzf_precode import refuses_zero
 from . import _checks, _regularised
 from ._arrays import array_function
 from .rzf_precode import finish
@@ -51,7 +52,8 @@ def lmmse_channel(
     """
     _checks.same_kind(_NAME, _checks.COMPLEX, "y pilots cov", y, pilots, cov)
     nt = pilots.shape[-2] if pilots.ndim > 1 else -1
-    if y.ndim < 2 or nt < 1 or y.shape[-1] != pilots.shape[-1] or (cov is not None and cov.shape[-2:] != (nt, nt)):
+    slots = y.shape[-1] if y.ndim > 1 else 0
+    if nt < 1 or slots < 1 or slots != pilots.shape[-1] or (cov is not None and cov.shape[-2:] != (nt, nt)):
         given = {"y": y, "pilots": pilots} | ({} if cov is None else {"cov": cov})
         raise _checks.shape_error(_NAME, _NEED, **given)
     pairs = [(y, 2), (pilots, 2)] + ([] if cov is None else [(cov, 2)])
@@ -63,10 +65,20 @@ def lmmse_channel(
             bad = tuple(failed.nonzero()[0].tolist())
             raise ValueError(f"{_NAME}: cov at index {bad} is not positive definite")
         pilots = root.mH @ pilots
-    h = pilots.mH.expand(*lead, pilots.shape[-1], nt)
+    # The RZF system of h = P^T, which is the above conjugated: rows of Y are then right-hand sides and rows of the
+    # estimate solutions as they lie in memory, and only P is transposed.
+    nr = y.shape[-2]
+    h = _checks.flatten_lead(pilots.mT, lead, 2)
     # Least squares where there are fewer antennas than slots: noise_var = 0 is then a question of the pilots' rank.
-    form = "M" if nt <= h.shape[-2] else "K"
-    columns = y.mH.expand(*lead, y.shape[-1], y.shape[-2])
-    call = _regularised.prepare(_NAME, _NEED, h, columns, noise_var, None, form, alpha_name="noise_var")
+    form = "M" if nt <= slots else "K"
+    mode = _regularised.mode_of(_NAME, None, h.device)
+    rows = _regularised.flatten_symbols(y, lead, lead, False)
+    alpha = _regularised.flat_alpha(_NAME, "noise_var", noise_var, lead, lead, h)
+    refuse = refuses_zero(slots, nt, form, None)
+    call = _regularised.Call(
+        _NAME, h, rows, alpha, True, form == "M", mode, refuse, 0.0, 1, (*lead, nr, nt), lead, flags_each=nr
+    )
     estimate = finish(call, return_info=False)
-    return (estimate if root is None else root @ estimate).mH
+    if root is None:
+        return estimate
+    return estimate @ root.mH

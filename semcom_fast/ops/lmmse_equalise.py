@@ -108,10 +108,15 @@ def lmmse_equalise(
     lead = _checks.lead_shape(_NAME, _NEED, "y h", (y, 1), (h, 2))
     mode = _regularised.mode_of(_NAME, on_singular, h.device)
     each = _regularised.flat_alpha(_NAME, "noise_var", noise_var, lead, lead, h)
-    flat_y = y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1])
-    with _regularised.located(_NAME, lead):
+    flat = len(lead) == 1
+    flat_y = y if flat and y.shape[0] == lead[0] else y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1])
+    try:
         s_hat, noise_eff, info = _op(flat_y, _checks.flatten_lead(h, lead, 2), each, mode)
         if mode == _regularised.RAISE and not h.is_cpu:
             _regularised.raise_flagged(info, mode)
+    except _regularised.FLAGGED as err:
+        raise _regularised.located(_NAME, lead, err) from None
+    if flat:
+        return s_hat, noise_eff
     nt = h.shape[-1]
     return s_hat.reshape(*lead, nt), noise_eff.reshape(*lead, nt)

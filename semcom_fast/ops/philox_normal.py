@@ -34,7 +34,7 @@ def _triton(shape, seed, step, stream, first_item, dtype, device) -> Tensor:
     items, reals, scale = _sizes(shape, dtype)
     real = dtype.to_real()
     out = kernel.run(items, reals, seed, step, stream, first_item, real, torch.device(device), scale)
-    out = torch.view_as_complex(out.reshape(items, -1, 2)) if dtype.is_complex else out
+    out = torch.view_as_complex(out.reshape(items, reals // 2, 2)) if dtype.is_complex else out
     return out.reshape(tuple(shape))
 
 

@@ -41,7 +41,7 @@ def _triton(z: Tensor, power: float, dims: int) -> tuple[Tensor, Tensor]:
 
     z = _blocks.plain(z)
     b, _, scale = _rows(z, power, dims)
-    x, norm = kernel.run(z.reshape(b, -1), scale)
+    x, norm = kernel.run(z.reshape(b, math.prod(z.shape[z.ndim - dims :])), scale)
     return x.reshape(z.shape), norm.reshape(z.shape[: z.ndim - dims])
 
 
@@ -86,7 +86,8 @@ def _vjp_triton(z: Tensor, norm: Tensor, g: Tensor, power: float, dims: int) -> 
 
     z, norm, g = _blocks.plain(z), _blocks.plain(norm), _blocks.plain(g)
     b, _, scale = _rows(z, power, dims)
-    return kernel.vjp(z.reshape(b, -1), norm.reshape(b), g.reshape(b, -1), scale).reshape(z.shape)
+    flat = (b, math.prod(z.shape[z.ndim - dims :]))
+    return kernel.vjp(z.reshape(flat), norm.reshape(b), g.reshape(flat), scale).reshape(z.shape)
 
 
 def _vjp_backward(needs, args, outs, grads):

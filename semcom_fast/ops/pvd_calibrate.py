@@ -37,6 +37,7 @@ def _triton(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
     from ..triton import pvd_calibrate as kernel
 
     level = _levels.device_level(noise_var, False, probe_y.device)
+    var_h, probe_x, probe_y = (t.resolve_neg() for t in (var_h, probe_x, probe_y))
     return kernel.run(level, var_h, probe_x, probe_y, x_energy, nr, count)
 
 

@@ -28,13 +28,14 @@ def _out_shape(h: Tensor, s: Tensor | None, rows: bool) -> tuple[int, int, int]:
 
 def _native(backend, h, s, alpha, rows, m_form, mode, refuse, power, items, want_info):
     h, alpha, s = _checks.plain(h), _checks.plain(alpha), None if s is None else _checks.plain(s)
-    x = h.new_empty(_out_shape(h, s, rows))
-    n = x.shape[0]
+    shape = _out_shape(h, s, rows)
+    n, samples = shape[0], shape[1 if rows else 2]
+    x = h.new_empty(shape)
     norm = h.new_empty(items if power else 0, dtype=torch.float64)
-    info = h.new_empty(n * (x.shape[1] if rows else 1) if want_info else 0, dtype=torch.int32)
-    if x.numel() == 0:
+    info = h.new_empty(n * (samples if rows else 1) if want_info else 0, dtype=torch.int32)
+    if 0 in shape:
         return x, norm.zero_(), info.zero_()
-    sizes = _regularised.sizes(h, n, x.numel() // (n * h.shape[2]), alpha, items)
+    sizes = _regularised.sizes(h, n, samples, alpha, items)
     flags = _regularised.flags(h, rows, m_form, mode == _regularised.PINV, refuse)
     pointers = [0 if t is None else t.data_ptr() for t in (h, s, alpha, x, norm, info)]
     _regularised.launch(_NAME, backend, h.device, mode, (flags, sizes, _scale(x, power, items)), *pointers)
@@ -43,7 +44,7 @@ def _native(backend, h, s, alpha, rows, m_form, mode, refuse, power, items, want
 
 def _scale(x: Tensor, power: float, items: int) -> float:
     """sqrt(power * count) of a group that shares one power scale."""
-    return math.sqrt(power * x.numel() / items)
+    return math.sqrt(power * x.numel() / items) if power else 0.0
 
 
 def _solve(h, s, alpha, rows, m_form, mode, refuse):
@@ -235,9 +236,12 @@ def rzf_precode(
 def finish(call: "_regularised.Call", return_info: bool) -> Any:
     """Run the prepared call and give results the caller's leading dimensions."""
     synchronise = call.mode == _regularised.RAISE and not call.h.is_cpu
-    with _regularised.located(call.op, call.lead):
+    try:
         x, _, info = _op(*call.operands, return_info or synchronise)
         if synchronise:
             _regularised.raise_flagged(info, call.mode)
-    x = x.reshape(call.out_shape)
+    except _regularised.FLAGGED as err:
+        raise _regularised.located(call.op, call.lead, err, call.flags_each) from None
+    if x.shape != call.out_shape:
+        x = x.reshape(call.out_shape)
     return (x, info.reshape(call.lead)) if return_info else x

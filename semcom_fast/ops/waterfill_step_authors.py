@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference.levels import Level
+from ..reference.waterfill_inject import per_real
 from ..reference.waterfill_step_authors import BASES, TOPUPS
 from . import _checks, _levels, _waterfill
 from ._arrays import array_function
@@ -31,13 +32,20 @@ def _cpu(f, g, d, x0, noise, beta_t, beta_s, topup, renorm, base, seed, step, fi
 def _triton(f, g, d, x0, noise, beta_t, beta_s, topup, renorm, base, seed, step, first_item):
     from ..triton import waterfill_step_authors as kernel
 
-    if _waterfill.item_rows(f)[1] != 1:
-        raise NotImplementedError(f"{_NAME}: the GPU kernel takes f [B, N]; flatten the dimensions after the first")
+    shape = f.shape
+    levels: tuple = (beta_t, beta_s)
+    if _waterfill.item_rows(f)[1] != 1:  # one image in several rows: one long row, each real with its own level
+        if any(isinstance(v, Tensor) and v.ndim > 1 and v.shape[1:].numel() > 1 for v in levels):
+            raise NotImplementedError(f"{_NAME}: the GPU kernel takes levels over [B] only")
+        levels = tuple(v.flatten() if isinstance(v, Tensor) and v.ndim > 1 else v for v in levels)
+        whole = (shape[0], shape[1:].numel())
+        d = per_real(d, shape[-1]).expand(shape).reshape(whole)
+        f, g, x0, noise = (None if t is None else t.reshape(whole) for t in (f, g, x0, noise))
     state, own, (g_, x_), (high, low), draw = _waterfill.triton_operands(
-        f, d, (g, x0), (beta_t, beta_s), (noise, seed, step, first_item)
+        f, d, (g, x0), levels, (noise, seed, step, first_item)
     )
     new_f, new_g = kernel.run(state, g_, own, x_, high, low, topup, renorm, base, *draw)
-    return new_f.reshape(f.shape), new_g.reshape(f.shape)
+    return new_f.reshape(shape), new_g.reshape(shape)
 
 
 def _formula(f, g, d, x0, noise, beta_t, beta_s, topup, renorm, base, seed, step, first_item):

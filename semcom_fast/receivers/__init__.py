@@ -1,6 +1,13 @@
 """The receiver loops: they order calls of ops and networks and hold no numerics of their own."""
 
-from .precision import CallChange, call_change, change_bound, half_precision
+from .precision import (
+    CallChange,
+    call_change,
+    change_bound,
+    half_precision,
+    vb_change_bound,
+    waterfill_change_bound,
+)
 from .priors import GaussianChannelPrior
 from .pvd import PVD, DivergedError, PVDConfig, PVDLevel, PVDResult
 from .pvd_batches import run_in_batches
@@ -37,4 +44,6 @@ __all__ = [
     "half_precision",
     "linear_schedule",
     "run_in_batches",
+    "vb_change_bound",
+    "waterfill_change_bound",
 ]

@@ -21,13 +21,16 @@ docs/math.md, "Networks in other precisions".
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.philox_normal import philox_normal
 from .users import Denoiser
+
+if TYPE_CHECKING:
+    from .vb_moe_config import VBMoETables
 
 _HALVES = (torch.bfloat16, torch.float16)
 _PROBE_STEP = 6  # of the user stream: after channels, noise, pilots and the codecs' masks
@@ -165,3 +168,66 @@ def change_bound(
         end = max(told_by_prior, told_by_data)
         change = end + abs(1 - zeta * pull) ** steps * max(change - end, 0.0)
     return change
+
+
+def waterfill_change_bound(levels: Sequence[float] | Tensor, change: float | Tensor, *, gain: float = 1.0) -> float:
+    r"""The most that the result of :class:`WaterfillDDIM` ("ddim") changes, rms per entry, where every prediction does.
+
+    Definition: an update from level b to c multiplies what has been changed by at most
+    :math:`a + q\,g\sqrt{1-b}` and adds q times the prediction's change, :math:`a = \sqrt{c/b}`,
+    :math:`q = \sqrt{1-c} - a\sqrt{1-b}`. With g = 1 and b = sin^2 of an angle the factor is the cosine of the angle
+    stepped: the loop does not amplify. Fast fading is within it too: elements that wait have not been changed.
+
+    Args:
+        levels: beta_0..beta_K of an image, ``WaterfillConfig.tables(start).levels[:, image]``. change: rms change of x0
+            (guided, where guidance is used) over the entries, of unit variance, on the same input: a number or [K].
+        gain: rms gain of the prediction to its input over that of a Gaussian source of unit variance, sqrt(1 - level);
+            1 for a source no more sensitive than that.
+    """
+    b = [float(v) for v in levels]
+    changes = torch.as_tensor(change, dtype=torch.float64).expand(len(b) - 1).tolist()
+    total = 0.0
+    for now, then, eps in zip(b, b[1:], changes, strict=False):
+        if now > 0:
+            a = (then / now) ** 0.5
+            q = (1 - then) ** 0.5 - a * (1 - now) ** 0.5
+            total = (a + abs(q) * gain * (1 - now) ** 0.5) * total + abs(q) * eps
+    return total
+
+
+def vb_change_bound(
+    tables: "VBMoETables",
+    change: float | Tensor,
+    *,
+    largest: float = 1.0,
+    pilot_snr: float = 0.0,
+    lam: float = 1.0,
+    x0: bool = True,
+) -> float:
+    r"""The most that a chain of :class:`VBMoE` changes its channel, rms per entry, where every eps does.
+
+    Definition: step t takes h to a h - b eps - l (p h - q eps) in a direction where the likelihood has strength l, with the
+    coefficients of `pilot_posterior_step`; an expert of a Gaussian channel answers a change of h by
+    sqrt(1 - abar) k, k = 1/(abar v + 1 - abar), v the channel's variance in that direction. The factor of an earlier
+    change and that of eps's are linear in k and l, so their largest values are at the ends of 0 <= v <= largest and
+    0 <= l <= l(pilot_snr). First order, for fixed responsibilities, and for directions that channel and pilots share
+    (always so for a white channel).
+
+    Args:
+        tables: ``VBMoEConfig.tables()``. change: rms change of the (mixed) eps per entry on the same input, [T] for t = 1..T
+            or a number. largest: the channel covariance's largest eigenvalue, at unit variance per entry.
+        pilot_snr: largest squared singular value of the pilots over noise_var. lam, x0: the run's likelihood factor and
+            form, ``config.likelihood_scale(snr_db)`` and ``config.residual_at_x0(snr_db)``.
+    """
+    steps = len(tables.beta) - 1
+    changes = torch.as_tensor(change, dtype=torch.float64).expand(steps).tolist()
+    total = 0.0
+    for t in range(steps, 0, -1):
+        bar, beta = float(tables.alpha_bar[t]), float(tables.beta[t])
+        a, p = (1 - beta) ** -0.5, bar**-0.5
+        b, q = a * beta * (1 - bar) ** -0.5, p * (1 - bar) ** 0.5 if x0 else 0.0
+        answers = [(1 - bar) ** 0.5 / (bar * v + 1 - bar) for v in (0.0, largest)]
+        strengths = [0.0, a * lam * beta * p * pilot_snr / (1 + (1 - bar) / bar * pilot_snr)]
+        kept = max(abs(a - b * k - s * (p - q * k)) for k in answers for s in strengths)
+        total = kept * total + max(abs(b - s * q) for s in strengths) * changes[t - 1]
+    return total

@@ -1,16 +1,20 @@
 """Parallel variational diffusion: blind recovery of channel and source from one received block-fading signal."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import require_extra
 from ..ops._checks import tolerate_non_finite
+from . import graph_pvd as cuda_graph
 from .pvd_config import PVDConfig
 from .pvd_results import DivergedError, PVDLevel, PVDResult, choose
 from .pvd_run import Run
+from .pvd_tables import Tables
 from .users import Denoiser, Encoder, ParallelDenoiser, ParallelEncoder, Pullback
 
 __all__ = ["PVD", "DivergedError", "PVDConfig", "PVDLevel", "PVDResult"]
@@ -51,18 +55,22 @@ class PVD:
         self.encode = ParallelEncoder(encoder, users)
         self.denoiser_h = ParallelDenoiser(denoiser_h, users, "denoiser_h", sigma_per_user=apart)
         self.denoiser_d = ParallelDenoiser(denoiser_d, users, "denoiser_d", sigma_per_user=apart)
+        self.tables: dict[tuple, Tables] = {}  # by configuration, device and dtype
+        self.graphs = cuda_graph.PVDGraphs()
 
-    def decode_with_vjp(self, d: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Pullback]:
-        """Denoised source, its variance, its codeword, and the VJP of both maps together."""
+    def decode_with_vjp(
+        self, d: Tensor, sigma: Tensor, *, clamp: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Pullback]:
+        """Denoised source, its variance (clamp=False: as the denoiser gave it), its codeword, the VJP of both maps."""
         if self.denoiser_d.has_vjp:
-            d0, var, pull = self.denoiser_d.with_vjp(d, sigma)
+            d0, var, pull = self.denoiser_d.with_vjp(d, sigma, clamp=clamp)
             with torch.enable_grad():
                 leaf = d0.detach().requires_grad_(True)
                 x = self.encode(leaf)
             return d0, var, x.detach(), Pullback(x, leaf, then=pull)
         with torch.enable_grad():
             leaf = d.detach().requires_grad_(True)
-            d0, var = self.denoiser_d(leaf, sigma)
+            d0, var = self.denoiser_d(leaf, sigma, clamp=clamp)
             x = self.encode(d0)
         return d0.detach(), var.detach(), x.detach(), Pullback(x, leaf)
 
@@ -114,6 +122,7 @@ class PVD:
         first_item: int = 0,
         on_level: Callable[[PVDLevel], None] | None = None,
         progress: bool = False,
+        graph: bool = False,
     ) -> PVDResult:
         """Recover channels and sources of a batch of received signals.
 
@@ -124,6 +133,9 @@ class PVD:
             restarts: R independent starts per image, run in the batch; the smallest residual energy wins.
             seed: of the Philox draws. first_item: index of image 0, so that a split batch draws the same numbers.
             on_level: called after every level. progress: show a bar (extra `demo`).
+            graph: replay the inner iterations as a CUDA graph; where that cannot be, a warning says why and the loop
+                runs as usual. The networks must then be capturable (fixed shapes, no host reads). The graph is kept
+                for later runs of the same sizes while the networks' weights stay where they are.
 
         Raises:
             ValueError: shapes, noise_var <= 0, NaN in y, an encoder that misses its power constraint by over 1e-3;
@@ -142,24 +154,38 @@ class PVD:
             noise_var = noise_var.repeat_interleave(restarts) if noise_var.ndim and restarts > 1 else noise_var
             noise_var = noise_var.repeat(c.L) if noise_var.ndim and noise_var.shape[0] > 1 and c.L > 1 else noise_var
         y = y.resolve_conj()
-        levels = range(c.J - 1, -1, -1)
+        why_not = cuda_graph.why_not(y, c) if graph else None
+        if why_not is not None:
+            warnings.warn(f"PVD: no CUDA graph, because {why_not}; running without", stacklevel=2)
         bar = require_extra("tqdm.auto", "demo").tqdm(total=c.J * c.Jin, desc="PVD", unit="it") if progress else None
+        tick = None if bar is None else bar.update
         # the networks' products need autograd, also for a caller in inference mode, whose tensors it cannot hold
         with torch.inference_mode(False), torch.no_grad(), tolerate_non_finite():
             many = y.clone() if y.is_inference() else y
             many = many.repeat_interleave(restarts, 0) if restarts > 1 else many
             run = Run(self, many, noise_var, seed, first_item * restarts)
-            n = 0
-            for j in levels:
-                for _ in range(c.Jin):
-                    run.step(j, n, last=n == c.J * c.Jin - 1)
-                    n += 1
-                    if bar is not None:
-                        bar.update()
-                level = run.end_level(j)
-                if on_level is not None:
-                    on_level(level)
+            if graph and why_not is None:
+                self._iterate(run, 1, on_level, tick)
+                captured = self.graphs.of(run)  # lives until the result's check has waited for it
+                captured.loop(run, on_level, tick)
+            else:
+                self._iterate(run, c.J * c.Jin, on_level, tick)
             energy = run.final_energy()
         if bar is not None:
             bar.close()
         return choose(run.h.mean, run.d.mean, energy, images, restarts)
+
+    def _iterate(
+        self, run: Run, count: int, on_level: Callable[[PVDLevel], None] | None, tick: Callable[[], Any] | None
+    ) -> None:
+        """The first `count` inner iterations, with the ends of their levels."""
+        c = self.config
+        for n in range(count):
+            j = c.J - 1 - n // c.Jin
+            run.step(j, n, last=n == c.J * c.Jin - 1)
+            if tick is not None:
+                tick()
+            if n % c.Jin == c.Jin - 1:
+                level = run.end_level(j)
+                if on_level is not None:
+                    on_level(level)

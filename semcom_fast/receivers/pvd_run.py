@@ -1,8 +1,8 @@
 """The state of one run of parallel variational diffusion and its inner iteration."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from . import unchecked
 from .exact_score import exact_channel_score
 from .pvd_config import Level, per_user
 from .pvd_results import PVDLevel
+from .pvd_tables import Tables
 
 if TYPE_CHECKING:
     from .pvd import PVD
@@ -53,33 +54,19 @@ class Run:
         self.real = y.real.dtype
         self.y = y if c.L == 1 else y.repeat(c.L, 1, 1, 1)
         self.noise_var = noise_var
-        self.schedule = c.schedule()
-        sigmas = torch.tensor(self.schedule, dtype=torch.float64)  # [J+1], or [J+1,U] where the users' levels differ
-        self.sigmas = sigmas.to(y.device, self.real)
-        self.levels = self._levels(sigmas)
+        key = (c, y.device, self.real)
+        self.tables = owner.tables.get(key) or owner.tables.setdefault(key, Tables(c, owner.denoiser_h, *key[1:]))
+        self.schedule, self.sigmas, self.levels = self.tables.schedule, self.tables.sigmas, self.tables.levels
         self.h = self._start((c.users, self.blocks, self.nr, c.nt), y.dtype, c.zeta_h, STREAM_H, STREAM_H0)
         self.d = self._start((c.users, *c.source_shape), self.real, c.zeta_d, STREAM_D, STREAM_D0)
         self.energy = self.score_var = y.new_zeros(0, dtype=self.real)
         white = owner.denoiser_h.white_variance() if c.lagged_noise and c.L == 1 else None
         self.white: Any = None if white is None else self._over_users(white, 2, torch.float64)
-        self._white_var: tuple[int, Tensor] = (-1, self.energy)
-
-    def _levels(self, sigmas: Tensor) -> list[tuple[Any, ...]]:
-        """sigma_j and next_var = lambda_j of every level, as the ops take them: numbers, 0-d on a GPU, or [1,U]."""
-        spread = [default_next_var(s, a) if self.config.sample_noise else 0 * s for s, a in pairwise(sigmas)]
-        table = torch.stack((sigmas, torch.stack((*spread, 0 * sigmas[0]))), 1)
-        if self.config.sigma_per_user:
-            table = table.unsqueeze(2)
-        elif self.y.device.type == "cpu":
-            return [tuple(row) for row in table.tolist()]
-        # on the device once, instead of a fill per level argument
-        return [tuple(row.unbind()) for row in table.to(self.y.device)]
+        self._channel_var = self._white_var = -1, self.energy  # a level, and the channel's posterior variance there
 
     def _over_users(self, level: Level, ndim: int, dtype: torch.dtype) -> float | Tensor:
         """A number, or numbers per user [1,U,1,...] that broadcast over a state of `ndim` dimensions."""
-        if not isinstance(level, tuple):
-            return level
-        return torch.tensor(level, dtype=dtype, device=self.y.device).reshape(1, -1, *(1,) * (ndim - 2))
+        return self.tables.over_users(level, ndim, dtype)
 
     def _normal(self, shape: tuple[int, ...], dtype: torch.dtype, stream: int, step: int) -> Tensor:
         draw = unchecked.philox_normal
@@ -147,7 +134,8 @@ class Run:
     def step(self, j: int, n: int, last: bool) -> None:
         """Inner iteration n at level j; the sample drawn at its end belongs to iteration n + 1."""
         c = self.config
-        d0, var_d, x, pull_d = self.owner.decode_with_vjp(self._flat(self.d.sample), self.sigmas[j])
+        d0, var_d, x, pull_d = self.owner.decode_with_vjp(self._flat(self.d.sample), self.sigmas[j], clamp=False)
+        var_d = self.tables.clamp(var_d, j)
         probe = self._probe(d0, var_d, x, n) if c.calibration == "secant" else None
         next_var = 0.0 if last else self.levels[j if n % c.Jin != c.Jin - 1 else j - 1][1]
         move = _Move(self.levels[j][0], self.levels[j + 1][0], next_var, n + 1)
@@ -162,10 +150,10 @@ class Run:
         self, j: int, n: int, move: _Move, d0: Tensor, x: Tensor, probe: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Denoise, score and move the channel; returns the unscaled score of the codeword and what divides it."""
-        c, sigma = self.config, self.sigmas[j]
+        c = self.config
         if self.white is not None and n:
             return self._step_white_channel(j, move, x, probe)
-        h0, var_h, pull_h = self.owner.denoiser_h.with_vjp(self._flat(self.h.sample), sigma)
+        h0, var_h, pull_h = self._denoise_channel(j)
         if n == 0:
             self._check_networks(x, h0, d0)
         score_h, score_x, self.energy, probe_x, probe_y = unchecked.likelihood_score(self.y, h0, x, None, probe)
@@ -177,6 +165,17 @@ class Run:
             score_h, s_h = exact_channel_score(score_h, x, var_h, rest), torch.ones_like(s)
         self._move(self.h, h0, pull_h(score_h), s_h, move)
         return score_x, used
+
+    def _denoise_channel(self, j: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """The channel's posterior mean, its variance [L*B,U], and the mean's vector-Jacobian product."""
+        sample = self._flat(self.h.sample)
+        if self.tables.channel is None:
+            h0, var, pull = self.owner.denoiser_h.with_vjp(sample, self.sigmas[j], clamp=False)
+            return h0, self.tables.clamp(var, j), pull
+        weight, var_h = self.tables.channel[j]  # i.i.d. Gaussian: one number, and one variance for a whole level
+        if self._channel_var[0] != j:
+            self._channel_var = j, sample.new_full(sample.shape[:2], var_h, dtype=self.real)
+        return sample * weight, self._channel_var[1], lambda g: g * weight
 
     def _step_white_channel(self, j: int, move: _Move, x: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
         """`_step_channel` in one op: an i.i.d. Gaussian channel, and a divisor known from the iteration before."""

@@ -33,7 +33,8 @@ class Pullback:
     def __call__(self, cotangent: Tensor) -> Tensor:
         if not self._out.requires_grad:
             return self._then(torch.zeros_like(self._leaf))
-        return self._then(torch.autograd.grad(self._out, self._leaf, cotangent, materialize_grads=True)[0])
+        pulled = torch.autograd.grad(self._out, self._leaf, cotangent, allow_unused=True)[0]
+        return self._then(torch.zeros_like(self._leaf) if pulled is None else pulled)
 
     def warn_if_lost(self, cotangent: Tensor, pulled: Tensor) -> None:
         """A network that is differentiable and yet passes nothing back: some compiled ones do so without a word."""
@@ -56,6 +57,7 @@ class ParallelEncoder:
     def __init__(self, encoder: Encoder | Sequence[Encoder], users: int) -> None:
         self._each = _per_user(encoder, users, "encoder")
         self._all = encoder
+        self.callables = [encoder] if self._each is None else self._each
 
     def __call__(self, d: Tensor) -> Tensor:
         if self._each is None:
@@ -76,6 +78,7 @@ class ParallelDenoiser:
     ) -> None:
         self._each = _per_user(denoiser, users, name)
         self._all, self._name = denoiser, name
+        self.callables = [denoiser] if self._each is None else self._each
         self._vjp = getattr(denoiser, "vjp", None)
         if sigma_per_user and self._each is None and not getattr(denoiser, "per_user_sigma", False):
             raise ValueError(
@@ -87,7 +90,7 @@ class ParallelDenoiser:
     def white_variance(self) -> float | tuple[float, ...] | None:
         """v where every user's channel prior is i.i.d. CN(0, v) in closed form, or (v_1..v_U); else None."""
         values = []
-        for prior in [self._all] if self._each is None else self._each:
+        for prior in self.callables:
             if type(prior) is not GaussianChannelPrior or not prior.white:
                 return None
             values.append(prior.var)
@@ -126,29 +129,32 @@ class ParallelDenoiser:
             return var.clamp(0.0, float(sigma) ** 2)
         return torch.minimum(var.clamp_min(0), sigma * sigma)
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, sigma: Tensor, *, clamp: bool = True) -> tuple[Tensor, Tensor]:
+        """clamp=False leaves the variance as it is, for kernels that bring it into its range themselves."""
         if self._each is None:
             mean, var = self._all(x, sigma)  # type: ignore[operator]
             var = self._check(mean, var, x, 2, self._name)
         else:
             pairs = [self._user(u, x[:, u], s) for u, s in enumerate(self._levels(sigma))]
             mean, var = (torch.stack(parts, 1) for parts in zip(*pairs, strict=True))
-        return mean, self._clamp(var, sigma)
+        return mean, self._clamp(var, sigma) if clamp else var
 
-    def with_vjp(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def with_vjp(
+        self, x: Tensor, sigma: Tensor, *, clamp: bool = True
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """Mean, variance and the vector-Jacobian product of the mean; complex cotangents are packed real ones."""
         if self._vjp is not None:
             vjp = self._vjp
-            mean, var = self(x, sigma)
+            mean, var = self(x, sigma, clamp=clamp)
             return mean, var, lambda g: vjp(g, sigma)
         if self._each is not None and self.has_vjp:
-            return self._with_vjps(x, sigma)
+            return self._with_vjps(x, sigma, clamp)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            mean, var = self(leaf, sigma)
+            mean, var = self(leaf, sigma, clamp=clamp)
         return mean.detach(), var.detach(), Pullback(mean, leaf)
 
-    def _with_vjps(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def _with_vjps(self, x: Tensor, sigma: Tensor, clamp: bool) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """User by user: by its own `vjp` where a denoiser has one, else by automatic differentiation."""
         assert self._each is not None
         means, variances, pulls = [], [], []
@@ -161,5 +167,6 @@ class ParallelDenoiser:
             means.append(mean.detach())
             variances.append(var.detach())
             pulls.append(_at(own, s) if own is not None else Pullback(mean, leaf))
-        whole = self._clamp(torch.stack(variances, 1), sigma)
+        whole = torch.stack(variances, 1)
+        whole = self._clamp(whole, sigma) if clamp else whole
         return torch.stack(means, 1), whole, lambda g: torch.stack([p(g[:, u]) for u, p in enumerate(pulls)], 1)

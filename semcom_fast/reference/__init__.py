@@ -13,6 +13,7 @@ from .elbo_reduce import elbo_reduce
 from .likelihood_score import LikelihoodScore, likelihood_score
 from .lmmse_channel import lmmse_channel
 from .lmmse_equalise import lmmse_equalise
+from .mimo_matmul import mimo_matmul
 from .philox_normal import philox_normal, philox_words
 from .pilot_posterior_step import pilot_posterior_step
 from .pilot_svd import PilotSVD, pilot_svd
@@ -43,6 +44,7 @@ __all__ = [
     "likelihood_score",
     "lmmse_channel",
     "lmmse_equalise",
+    "mimo_matmul",
     "philox_normal",
     "philox_words",
     "pilot_posterior_step",

@@ -11,6 +11,6 @@ def align_left(level: Level, ndim: int, device: torch.device) -> Tensor:
     t = (
         level.to(device, torch.float64)
         if isinstance(level, Tensor)
-        else torch.tensor(level, dtype=torch.float64, device=device)
+        else torch.full((), float(level), dtype=torch.float64, device=device)  # filled there: no copy, no wait
     )
     return t.reshape(t.shape + (1,) * (ndim - t.ndim))

@@ -23,10 +23,11 @@ def lmmse_equalise(y: Tensor, h: Tensor, noise_var: Level) -> tuple[Tensor, Tens
     inner = nt <= nr  # the smaller Gram matrix
     a, _, info = system(wide.mH if inner else wide, reg, h.dtype)
     info = torch.where(real, info, 1).to(torch.int32)
-    g = torch.linalg.solve(a, wide.mH) if inner else torch.linalg.solve(a, wide).mH
+    # `_ex`: the system was checked above, and a second check would wait for a GPU
+    g = torch.linalg.solve_ex(a, wide.mH)[0] if inner else torch.linalg.solve_ex(a, wide)[0].mH
     gain = (g @ wide).diagonal(dim1=-2, dim2=-1).real
     # 1 - gain, without the cancellation at high SNR
-    rest = reg.unsqueeze(-1) * torch.linalg.inv(a).diagonal(dim1=-2, dim2=-1).real if inner else 1 - gain
+    rest = reg.unsqueeze(-1) * torch.linalg.inv_ex(a)[0].diagonal(dim1=-2, dim2=-1).real if inner else 1 - gain
     silent = gain <= 0  # a column of zeros: nothing is known of its symbol
     dead = (info != 0).unsqueeze(-1) | ~heard.unsqueeze(-1) | silent
     s_hat = torch.where(dead, 0, (g @ rhs).squeeze(-1) / torch.where(dead, 1, gain))

@@ -32,7 +32,7 @@ def rzf_rows(
     if refuse_zero:
         info = torch.where((info == 0) & (reg == 0), m + 1, info).to(torch.int32)
     u = v @ rhs if m_form else rhs
-    w = torch.linalg.solve(a, torch.where(kept.unsqueeze(-1), u, 0))
+    w = torch.linalg.solve_ex(a, torch.where(kept.unsqueeze(-1), u, 0))[0]  # checked above: never singular
     x = w if m_form else wide.mH @ w
     good = _finite(x.to(h.dtype), apart) & heard
     dead = (((info != 0) & (not drop)) | ~real).unsqueeze(1)

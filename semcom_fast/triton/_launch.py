@@ -9,9 +9,12 @@ import triton
 from torch import Tensor
 
 from ..errors import BackendUnavailable
+from ._tuned import Choice, choose, size_class
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 _LIMIT = 2**31
+_SHORT = 64  # quads up to which several rows share a program
+_LONGEST = 4096  # quads of the last size class of the table of launch choices
 
 
 class Level(NamedTuple):
@@ -149,12 +152,16 @@ class Tiling(NamedTuple):
     warps: int
 
 
-def tiling(length: int, groups: int) -> Tiling:
+def tiling(length: int, groups: int, op: str = "", like: Tensor | None = None, quad_per_thread: bool = False) -> Tiling:
+    """The tiling of rows of `length` reals; with `op` and a tensor `like` the state, as tuned for its device."""
     vec = math.gcd(length, 4)
     straddle = vec != 4 and groups > 1  # a quad may then belong to two rows: both compute it, each stores its part
     quads = -(-length // 4) + int(straddle)
-    if quads <= 64:
-        block = triton.next_power_of_2(quads)
-        return Tiling(vec, block, 128 // block, 1, 4)
-    block = 256 if quads % 256 == 0 or quads >= 2048 else 128
-    return Tiling(vec, block, 1, -(-quads // block), 4)
+    block = 256 if quads >= 2048 or (quads > _SHORT and quads % 256 == 0) else 128
+    choice = Choice(block, block // 32 if quad_per_thread else 4)
+    if like is not None:
+        choice = choose(op, size_class(quads, _LONGEST), like.dtype, like.device, choice)
+    if quads <= _SHORT:
+        own = triton.next_power_of_2(quads)
+        return Tiling(vec, own, max(1, choice.block // own), 1, choice.num_warps)
+    return Tiling(vec, choice.block, 1, -(-quads // choice.block), choice.num_warps)

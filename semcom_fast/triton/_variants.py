@@ -14,6 +14,7 @@ from . import (
     pilot_posterior_step,
     power_normalise,
     pvd_calibrate,
+    pvd_captured,
     pvd_channel_step,
     pvd_update,
     renoise,
@@ -23,6 +24,7 @@ from . import (
     waterfill_step_authors,
 )
 from ._launch import PvdLevels, as_level
+from ._pvd_table import Prior, PvdTable
 
 Call = tuple[str, Callable[[], object]]
 _ROWS = (64, 1536, 8192, 10)  # reals of a water-filling state: one per tiling, the last without wide accesses
@@ -104,6 +106,60 @@ def _channel_steps(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     yield "pvd_channel_step 1x8x8x2x16 numbers", functools.partial(call, _BLOCKS[2], numbers=True)
     for mode in ("noise", "none"):
         yield f"pvd_channel_step 1x8x8x2x16 {mode}", functools.partial(call, _BLOCKS[2], mode=mode)
+
+
+def _captured(dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
+    """The launches of PVD's captured steps, in the form the loop has them."""
+    wide = functools.partial(torch.ones, dtype=torch.float64, device=device)
+    counter, cell = (torch.zeros(n, dtype=torch.int64, device=device) for n in ((2,), ()))
+    table, prior = PvdTable(wide(3, 7, 1), counter), Prior(wide(1), wide(3, 1))
+    per_user, draw = PvdTable(wide(3, 7, 2), counter), {"seed": cell, "first_item": cell}
+    one = (wide(()), 0, 0, 0)
+    for shape in _STATES:
+        state = torch.ones(shape, dtype=dtype, device=device)
+        own = per_user if shape[1] == 2 else table
+        tag, told = "x".join(map(str, shape)), state.new_ones(own.levels)
+        var = state[:, :, 0], 0, state.stride(0), state.stride(1)
+        yield (
+            f"pvd_update probe {tag}",
+            functools.partial(pvd_update.run_probe_table, state, var, state.clone(), own, stream=5, **draw),
+        )
+        for samples in (1, 2):
+            many = state.expand(samples, *shape).contiguous()
+            divisor = (wide(samples, shape[0]), shape[0], 1, 0)
+            call = functools.partial(pvd_update.run_table, state, state, many)
+            kinds: dict[str, tuple] = {
+                "last": (many, {"stream": 2, "level_out": told}), "white": (None, {"prior": prior, "complex_draw": True}),
+                "channel": (many, {"complex_draw": True}),
+            }  # fmt: skip
+            for kind, (denoised, switches) in kinds.items():
+                yield (
+                    f"pvd_update {kind}, table {tag}, L={samples}",
+                    functools.partial(call, denoised, many, one, divisor, own, **draw | {"stream": 1} | switches),
+                )
+    for size in _BLOCKS:
+        yield from _captured_blocks(size, dtype, table, prior, draw)
+
+
+def _captured_blocks(
+    size: tuple[int, ...], dtype: torch.dtype, table: PvdTable, prior: Prior, draw: dict[str, Any]
+) -> Iterator[Call]:
+    """The channel's part of a captured step on blocks (U, K, Nr, Nt, T)."""
+    u, k, nr, nt, t = size
+    ones = functools.partial(torch.ones, dtype=dtype, device=table.table.device)
+    state, x, y, tag = ones(2, u, k, nr, nt, 2), ones(2, u, k, nt, t, 2), ones(2, k, nr, t, 2), "x".join(map(str, size))
+    scratch = ones(2 * k, 2 + u, dtype=torch.float64)
+    found = pvd_captured.Calibration(prior.var, 1.0, nr * k * t, ones(2), ones(2), prior.var.new_ones(2, 2), scratch)
+    score = functools.partial(pvd_captured.run_score, (y, x, x), state, state.clone(), x.clone())
+    yield f"pvd_captured score {tag}", functools.partial(score, prior, table, found)
+    yield f"pvd_captured score, denoised {tag}", functools.partial(score, ones(2, u), table, found)
+    lagged = found._replace(lagged=True)
+    channel = (state, state.clone(), state.clone())
+    step = functools.partial(pvd_captured.run_step, (y, x, x), channel, x.clone(), 0.1)
+    yield f"pvd_captured step {tag}", functools.partial(step, prior, table, lagged, **draw)
+    if size == _BLOCKS[2]:
+        moment = functools.partial(pvd_captured.run_score, (y, x, None), state, state.clone(), x.clone())
+        yield f"pvd_captured score, moment {tag}", functools.partial(moment, prior, table, found)
 
 
 def _flat(n: int, dtype: torch.dtype, device: torch.device, **switches: Any) -> object:
@@ -205,6 +261,7 @@ def calls(device: torch.device, dtypes: tuple[torch.dtype, ...] = (torch.float32
         yield "philox_normal 1536, cells", counted
         yield from _updates(dtype, device)
         yield from _channel_steps(dtype, device)
+        yield from _captured(dtype, device)
         for n in (24, 300, 1536, 9216, 33):
             z = torch.ones((2, n), dtype=dtype, device=device)
             flag = torch.zeros(1, dtype=torch.int32, device=device)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import fits_32_bits
+from ._tuned import Choice, choose, size_class
 from ._waterfill_args import LevelLike, Levels, level_argument
 from .philox import stream_normals
 
@@ -73,16 +74,23 @@ class Tiles(NamedTuple):
     vec: int  # reals of one access of a row of Nt entries, at most 4
     rank_vec: int
     warps: int
+    stages: int
 
 
-def tiles(nr: int, nt: int, rank: int, dtype: torch.dtype, widest: int = 64) -> Tiles:
-    """Tiles of at most 16 x `widest` entries; several tiles of float64 state fit the registers at half that size."""
+def tiles(nr: int, nt: int, rank: int, state: Tensor, op: str, widest: int = 64) -> Tiles:
+    """Tiles of at most 16 x `widest` entries; several tiles of float64 state fit the registers at half that size.
+
+    Warps and stages as tuned for `op` on the device of `state`, the reals of the matrices.
+    """
     rows = min(16, triton.next_power_of_2(nr))
     columns = max(16, min(widest, triton.next_power_of_2(nt)))
-    if dtype == torch.complex128 and nt > widest:
+    if state.dtype == torch.float64 and nt > widest:
         rows, columns = min(8, rows), 32
-    warps = 8 if nt > 32 and columns >= 32 else 4
-    return Tiles(rows, columns, 16, math.gcd(2 * nt, 4), math.gcd(2 * rank, 4), warps)
+    # one stage: buffers for loads in flight would cost the registers of the tiles
+    default = Choice(0, 8 if nt > 32 and columns >= 32 else 4, 1)
+    choice = choose(op, size_class(nt, 2 * widest), state.dtype, state.device, default)
+    stages = choice.num_stages or 1
+    return Tiles(rows, columns, 16, math.gcd(2 * nt, 4), math.gcd(2 * rank, 4), choice.num_warps, stages)
 
 
 def real_view(op: str, name: str, t: Tensor) -> Tensor:

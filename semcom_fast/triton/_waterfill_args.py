@@ -105,8 +105,7 @@ def _state(op: str, g: Tensor, d: Tensor) -> State:
         raise ValueError(f"{op}: d must be {g.dtype} [{batch}, ...] on {g.device}, got {_what(d)}")
     if d.shape[1] not in (1, n // 2, n):
         raise ValueError(f"{op}: d must be [B,N/2], [B,N] or [B,1] with N = {n}, got {tuple(d.shape)}")
-    shape = tiling(max(n, 2), 1)
-    shape = shape._replace(warps=shape.quads * shape.rows // 32)  # one quad per thread keeps the registers few
+    shape = tiling(max(n, 2), 1, op, g, quad_per_thread=True)  # which keeps the registers few
     if d.shape[1] == 1 or d.stride(1) == 0:
         return State(shape, d, d.stride(0), PER_ITEM, n // shape.vec)
     if d.shape[1] == n:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import check_flag, on
+from ._tuned import Choice, choose, size_class
 from ._vb import add_product, check_sizes, interleave, like_state, real_view
 from .philox import turn
 
@@ -85,11 +86,13 @@ def run(
     rows = min(16, triton.next_power_of_2(nr))
     columns = max(16, min(64, triton.next_power_of_2(nt)))
     row_tiles, column_tiles, vec = -(-nr // rows), -(-nt // columns), math.gcd(2 * nt, 4)
+    default = Choice(_RAYS, 8 if columns > 32 else 4)
+    choice = choose(_NAME, size_class(nt, 64), memory.dtype, memory.device, default)
     turns = (t.resolve_neg().contiguous() for t in (rx, tx))
     with on(gains.device):
         kernel[(batch * row_tiles * column_tiles,)](
             torch.view_as_real(result), memory, *turns, memory if flag is None else flag,
-            rays, nr, row_tiles, column_tiles, 2 * nt // vec, FLAG=flag is not None, M=rows, N=columns, RAYS=_RAYS,
-            VEC=vec, num_warps=8 if columns > 32 else 4,
+            rays, nr, row_tiles, column_tiles, 2 * nt // vec, FLAG=flag is not None, M=rows, N=columns, RAYS=choice.block,
+            VEC=vec, **choice.options(),
         )  # fmt: skip
     return result

@@ -274,7 +274,7 @@ def run(
     if bound.numel() == 0 or eps.numel() == 0:
         return bound.zero_(), fit.zero_()
     level: Levels = item_level(_NAME, "noise_var", noise_var, (c.batch,), state)
-    cover, shape = tiling(2 * nr * nt, 1), tiles(nr, nt, rank, h.dtype, 32)
+    cover, shape = tiling(2 * nr * nt, 1, _NAME, state), tiles(nr, nt, rank, state, f"{_NAME}.finish", 32)
     partial = _pieces(c, cover, 2 * nr * nt)
     _finish(c, (bound, fit, partial), (state, *tables, real_view(_NAME, "yv", yv), u, s), flag, level, cover, shape)
     return bound, fit
@@ -297,5 +297,6 @@ def _finish(
             u.stride(0) if u.ndim == 4 else 0, s.stride(0) if s.ndim == 2 else 0, *c.draw, cover.chunks, nr, nt,
             2 * nt // shape.vec, rank, 2 * rank // shape.rank_vec, NOISE_TENSOR=level.is_tensor, FLAG=flag is not None,
             **c.cells, M=shape.rows, N=shape.columns, R=shape.rank, VEC=shape.vec, RANK_VEC=shape.rank_vec, BLOCK=64,
-            num_warps=shape.warps, num_stages=1, maxnreg=128 if h.dtype == torch.float32 and shape.warps == 4 else 255,
+            num_warps=shape.warps, num_stages=shape.stages,
+            maxnreg=128 if h.dtype == torch.float32 and shape.warps == 4 else 255,
         )  # fmt: skip

@@ -62,7 +62,7 @@ def run(
     out = torch.empty((items, reals), dtype=dtype, device=device)
     if out.numel() == 0:
         return out
-    shape = tiling(reals, 1)
+    shape = tiling(reals, 1, "philox_normal", out)
     seed_low, seed_high, seed_tensor = seed_arguments(seed, device)
     step_value, step_tensor = step_argument(step, device)
     with on(device):

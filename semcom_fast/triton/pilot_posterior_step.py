@@ -165,14 +165,14 @@ def _operands(h: Tensor, eps: Tensor, weights: Tensor, yv: Tensor, u: Tensor, s:
         if t.dtype != dtype or t.device != device:
             raise ValueError(f"{_NAME}: {name} must be {dtype} on {device}, got {t.dtype} on {t.device}")
     check_sizes(items, nr * nt)
+    state = real_view(_NAME, "h_t", h)
+    shape: Tiles = tiles(nr, nt, rank, state, _NAME)
     u = real_view(_NAME, "u", shared_or_batched(_NAME, "u", u, (nt, rank), tuple(lead)))
     s = shared_or_batched(_NAME, "s", s, (rank,), tuple(lead))
     s = _plain(s)
-    shape: Tiles = tiles(nr, nt, rank, h.dtype)
     noise = eps.reshape(items, experts, nr, nt) if len(lead) != 1 else eps
     noise = real_matrices(_NAME, "eps", noise, 2) if eps.numel() else real_view(_NAME, "eps", noise)
     row_tiles, column_tiles = -(-nr // shape.rows), -(-nt // shape.columns)
-    state = real_view(_NAME, "h_t", h)
     sizes = (
         experts, noise.stride(0) // shape.vec, noise.stride(1) // shape.vec, u.stride(0) if u.ndim == 4 else 0,
         s.stride(0) if s.ndim == 2 else 0, nr, row_tiles, column_tiles, 2 * nt // shape.vec, rank,
@@ -181,7 +181,7 @@ def _operands(h: Tensor, eps: Tensor, weights: Tensor, yv: Tensor, u: Tensor, s:
     switches: dict[str, object] = {
         "WHOLE": column_tiles == 1, "M": shape.rows, "N": shape.columns, "R": shape.rank, "VEC": shape.vec,
         "RANK_VEC": shape.rank_vec, "num_warps": shape.warps,
-        "num_stages": 1,  # buffers for loads in flight would cost the registers of the tiles
+        "num_stages": shape.stages,
     }  # fmt: skip
     tensors = (
         state.clone() if copies and column_tiles > 1 else state, noise, _plain(weights),

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import check_flag, fits_32_bits, on, real_dtype
+from ._tuned import Choice, choose, size_class
 
 _LARGEST_BLOCK = 4096
 
@@ -80,8 +81,10 @@ def _rows(name: str, t: Tensor) -> tuple[Tensor, int, int, int, int]:
     real = torch.view_as_real(t).flatten(1) if t.is_complex() else t
     real_dtype(name, real)
     fits_32_bits("the number of reals of a row", real.shape[1])
-    block = min(max(triton.next_power_of_2(real.shape[1]), 32), _LARGEST_BLOCK)
-    return real, real.shape[1], math.gcd(real.shape[1], 4), block, max(1, min(8, block // 128))
+    block = size_class(max(real.shape[1], 32), _LARGEST_BLOCK)
+    choice = Choice(block, max(1, min(8, block // 128)))
+    choice = choose("power_normalise", block, real.dtype, real.device, choice)
+    return real, real.shape[1], math.gcd(real.shape[1], 4), choice.block, choice.num_warps
 
 
 def run(z: Tensor, scale: float, *, flag: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,12 @@ from ._launch import Cell, as_level, on, real_dtype
 _BLOCK = 128
 
 
+@triton.jit
+def of_user(variance, moved, x_energy, nr):
+    """What the uncertainty of one user's channel adds to the residual's energy."""
+    return nr * variance * (x_energy + moved)
+
+
 @triton.jit(do_not_specialize=["noise_b", "var_b", "var_u", "probe_b", "probe_u", "energy_b", "users", "batch"])
 def kernel(
     noise_var, noise_b, var_h, var_b, var_u, probe_x, probe_b, probe_u, probe_y, energy_b, out,
@@ -20,7 +26,7 @@ def kernel(
     for u in range(users):
         variance = tl.load(var_h + (b * var_b + u * var_u), mask=mask, other=0.0).to(tl.float64)
         moved = tl.load(probe_x + (b * probe_b + u * probe_u), mask=mask, other=0.0).to(tl.float64)
-        spread += nr * variance * (x_energy + moved)
+        spread += of_user(variance, moved, x_energy, nr)
     total = tl.load(noise_var + b * noise_b, mask=mask, other=0.0).to(tl.float64) + spread / count
     tl.store(out + b, total.to(out.dtype.element_ty), mask=mask)
 

@@ -14,6 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import Cell, check_flag, fits_32_bits, on, real_dtype, seed_arguments, step_argument, word
+from ._pvd_finish import finish_kernel
+from ._pvd_table import PvdTable, row_of
+from ._tuned import Choice, choose, size_class
 from ._vb import interleave, planes
 from .philox import counter_word, key, stream_normals
 
@@ -66,6 +69,25 @@ def _energy(re, im):
 
 
 @triton.jit
+def _scores(r_re, r_im, h_re, h_im, x, score_x, nt, slots, R: tl.constexpr, N: tl.constexpr, T: tl.constexpr):
+    """R X^H of one user's tile, in planes; stores H^H R."""
+    column = tl.arange(0, N)[None, :]
+    lanes = tl.arange(0, 2 * T)
+    g_re, g_im = tl.zeros_like(h_re), tl.zeros_like(h_im)
+    for m in range(nt):
+        own = column == m
+        c_re, c_im = _column(h_re, h_im, own)
+        at = m * (2 * slots)
+        a, c = _row(x + at, slots, T)
+        g_re = tl.where(own, tl.sum(r_re * a[None, :] + r_im * c[None, :], 1)[:, None], g_re)
+        g_im = tl.where(own, tl.sum(r_im * a[None, :] - r_re * c[None, :], 1)[:, None], g_im)
+        back_re = tl.sum(c_re * r_re + c_im * r_im, 0)
+        back_im = tl.sum(c_re * r_im - c_im * r_re, 0)
+        tl.store(score_x + at + lanes, tl.reshape(tl.join(back_re, back_im), (2 * T,)), mask=lanes < 2 * slots)
+    return g_re, g_im
+
+
+@triton.jit
 def _note(flag, b, wrong):
     """Lower `flag` to item b where any of `wrong` holds."""
     if tl.max(tl.max(wrong.to(tl.int32), axis=1), axis=0) > 0:
@@ -76,7 +98,7 @@ def _note(flag, b, wrong):
     do_not_specialize=[
         "y_b", "x_b", "probe_b", "sigma_b", "sigma_u", "above_b", "above_u", "zeta_b", "zeta_u", "var_b", "var_u",
         "next_b", "next_u", "prior_b", "prior_u", "seed", "seed_high", "step", "stream", "first_item", "users",
-        "blocks", "nr", "nt", "slots", "units", "slot_units",
+        "blocks", "nr", "nt", "slots", "units", "slot_units", "levels", "last",
     ],
 )  # fmt: skip
 def kernel(
@@ -85,13 +107,22 @@ def kernel(
     sigma, sigma_value: tl.float64, sigma_b, sigma_u, above, above_value: tl.float64, above_b, above_u,
     zeta, zeta_value: tl.float64, zeta_b, zeta_u, score_var, var_value: tl.float64, var_b, var_u,
     next_var, next_value: tl.float64, next_b, next_u, prior, prior_value: tl.float64, prior_b, prior_u,
+    counter, levels, last,
     seed, seed_high, step, stream, first_item, users, blocks, nr, nt, slots, units, slot_units,
     SIGMA: tl.constexpr, ABOVE: tl.constexpr, ZETA: tl.constexpr, SCORE_VAR: tl.constexpr, NEXT: tl.constexpr,
     PRIOR: tl.constexpr, DEFAULT_NEXT: tl.constexpr, MODE: tl.constexpr, PROBE: tl.constexpr, FLAG: tl.constexpr,
-    SEED_TENSOR: tl.constexpr, STEP_TENSOR: tl.constexpr, R: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
-    VEC: tl.constexpr, SLOT_VEC: tl.constexpr,
+    SEED_TENSOR: tl.constexpr, STEP_TENSOR: tl.constexpr, ITEM_TENSOR: tl.constexpr, TABLE: tl.constexpr,
+    SCORE: tl.constexpr, DENOISED: tl.constexpr, R: tl.constexpr, N: tl.constexpr, T: tl.constexpr, VEC: tl.constexpr,
+    SLOT_VEC: tl.constexpr,
 ):  # fmt: skip
+    # TABLE: `sigma` is the table and `probe` the probe's codeword. SCORE: new_mean takes R X^H and nothing moves; with
+    # DENOISED the sample is denoised already.
     real = mean.dtype.element_ty
+    if TABLE:
+        step_k, sigma, _ = row_of(sigma, counter, last, levels)
+        above = sigma + levels
+        next_var = sigma + 2 * levels
+        border = sigma + 3 * levels
     pid = tl.program_id(0)
     b = pid // blocks
     k = pid - b * blocks
@@ -110,11 +141,12 @@ def kernel(
     r_re, r_im = planes(y, row, nr, 0, slot_units, SLOT_VEC, R, T)
     v_re, v_im = tl.zeros_like(r_re), tl.zeros_like(r_im)
     for u in range(users):
-        v = _level(prior, prior_value, prior_b, prior_u, b, u, PRIOR)
-        s = _level(sigma, sigma_value, sigma_b, sigma_u, b, u, SIGMA)
-        w = (v / (v + s * s)).to(real)
         h_re, h_im = planes(sample + (state + u * blocks * tile), row, nr, 0, units, VEC, R, N)
-        h_re, h_im = h_re * w, h_im * w
+        if not DENOISED:
+            v = _level(prior, prior_value, prior_b, prior_u, b, u, PRIOR)
+            s = _level(sigma, sigma_value, sigma_b, sigma_u, b, u, SIGMA)
+            w = (v / (v + s * s)).to(real)
+            h_re, h_im = h_re * w, h_im * w
         moved = tl.zeros((T,), tl.float64)
         for m in range(nt):
             c_re, c_im = _column(h_re, h_im, column == m)
@@ -123,7 +155,11 @@ def kernel(
             r_re -= c_re * a[None, :] - c_im * c[None, :]
             r_im -= c_re * c[None, :] + c_im * a[None, :]
             if PROBE:
-                a, c = _row(probe + at, slots, T)
+                to_a, to_c = _row(probe + at, slots, T)
+                if TABLE:  # the codeword at the probe point
+                    a, c = to_a - a, to_c - c
+                else:
+                    a, c = to_a, to_c
                 v_re += c_re * a[None, :] - c_im * c[None, :]
                 v_im += c_re * c[None, :] + c_im * a[None, :]
                 moved += a.to(tl.float64) * a.to(tl.float64) + c.to(tl.float64) * c.to(tl.float64)
@@ -136,78 +172,62 @@ def kernel(
         _note(flag, b, (tl.abs(r_re) + tl.abs(r_im) < float("inf")) == 0)
 
     k0, k1 = key(seed, seed_high, SEED_TENSOR)
-    count = counter_word(step, STEP_TENSOR)
-    item = b.to(tl.uint32) + first_item.to(tl.uint32)
+    if TABLE:
+        count = (step_k + 1).to(tl.uint32)
+    else:
+        count = counter_word(step, STEP_TENSOR)
+    item = b.to(tl.uint32) + counter_word(first_item, ITEM_TENSOR)
     lane = stream.to(tl.uint32)
     for u in range(users):
-        v = _level(prior, prior_value, prior_b, prior_u, b, u, PRIOR)
-        s = _level(sigma, sigma_value, sigma_b, sigma_u, b, u, SIGMA)
-        top = _level(above, above_value, above_b, above_u, b, u, ABOVE)
-        size = _level(zeta, zeta_value, zeta_b, zeta_u, b, u, ZETA)
-        effective = _level(score_var, var_value, var_b, var_u, b, u, SCORE_VAR)
-        wide_w = v / (v + s * s)
-        delta = top * top - s * s
-        rho = (delta / (s * s)).to(real)
-        of_score = (delta * wide_w / effective).to(real)
-        variance = s * s * delta / (top * top)
-        if not DEFAULT_NEXT:
-            variance = _level(next_var, next_value, next_b, next_u, b, u, NEXT)
-        w = wide_w.to(real)
+        if not DENOISED:
+            v = _level(prior, prior_value, prior_b, prior_u, b, u, PRIOR)
+            s = _level(sigma, sigma_value, sigma_b, sigma_u, b, u, SIGMA)
+            wide_w = v / (v + s * s)
+            w = wide_w.to(real)
+        if not SCORE:
+            top = _level(above, above_value, above_b, above_u, b, u, ABOVE)
+            size = _level(zeta, zeta_value, zeta_b, zeta_u, b, u, ZETA)
+            effective = _level(score_var, var_value, var_b, var_u, b, u, SCORE_VAR)
+            delta = top * top - s * s
+            rho = (delta / (s * s)).to(real)
+            of_score = (delta * wide_w / effective).to(real)
+            variance = s * s * delta / (top * top)
+            if not DEFAULT_NEXT:
+                variance = _level(next_var, next_value, next_b, next_u, b, u, NEXT)
         here = state + u * blocks * tile
+        at = u * blocks * rows_x
         x_re, x_im = planes(sample + here, row, nr, 0, units, VEC, R, N)
-        h_re, h_im = x_re * w, x_im * w
-        g_re, g_im = tl.zeros_like(h_re), tl.zeros_like(h_im)
-        for m in range(nt):
-            own = column == m
-            c_re, c_im = _column(h_re, h_im, own)
-            at = u * blocks * rows_x + m * (2 * slots)
-            a, c = _row(x + at, slots, T)
-            g_re = tl.where(own, tl.sum(r_re * a[None, :] + r_im * c[None, :], 1)[:, None], g_re)
-            g_im = tl.where(own, tl.sum(r_im * a[None, :] - r_re * c[None, :], 1)[:, None], g_im)
-            back_re = tl.sum(c_re * r_re + c_im * r_im, 0)
-            back_im = tl.sum(c_re * r_im - c_im * r_re, 0)
-            lanes = tl.arange(0, 2 * T)
-            tl.store(score_x + at + lanes, tl.reshape(tl.join(back_re, back_im), (2 * T,)), mask=lanes < 2 * slots)
-        a_re, a_im = planes(anchor + here, row, nr, 0, units, VEC, R, N)
-        m_re, m_im = planes(mean + here, row, nr, 0, units, VEC, R, N)
-        pull_re = tl.fma(of_score, g_re, tl.fma(rho, h_re - x_re, a_re - x_re))
-        pull_im = tl.fma(of_score, g_im, tl.fma(rho, h_im - x_im, a_im - x_im))
-        m_re, m_im = tl.fma(size.to(real), pull_re, m_re), tl.fma(size.to(real), pull_im, m_im)
+        h_re, h_im = x_re, x_im
+        if not DENOISED:
+            h_re, h_im = x_re * w, x_im * w
+        g_re, g_im = _scores(r_re, r_im, h_re, h_im, x + at, score_x + at, nt, slots, R, N, T)
         reals = tl.arange(0, 2 * N)[None, :]
         offset = row[:, None] * (units * VEC) + reals
         mask = (row < nr)[:, None] & (reals < 2 * nt)
-        new = interleave(m_re, m_im, R, N)
-        tl.store(new_mean + here + offset, new, mask=mask)
-        spread = tl.sqrt(variance).to(real)
-        if MODE == 1:
-            entry = ((u * blocks + k) * nr + row[:, None]) * nt + column
-            z_re, z_im = stream_normals(entry.to(tl.uint32), count, item, lane, k0, k1, real == tl.float64)
-            new = interleave(tl.fma(spread, z_re, m_re), tl.fma(spread, z_im, m_im), R, N)
-        if MODE == 2:
-            new = tl.fma(spread, tl.load(noise + here + offset, mask=mask, other=0.0), new)
-        tl.store(new_sample + here + offset, new, mask=mask)
-        if FLAG:
-            _note(flag, b, ((tl.abs(new) < float("inf")) == 0) & mask)
-
-
-@triton.jit(do_not_specialize=["users", "blocks", "columns"])
-def finish_kernel(energies, energy, probe_x, probe_y, users, blocks, columns, BLOCK: tl.constexpr):
-    """Adds the block energies of item `program_id`: residual, probe at the receiver, probe of every user."""
-    b = tl.program_id(0)
-    width = 2 + users
-    energies += b.to(tl.int64) * blocks * width
-    for q in range(columns):
-        total = tl.zeros((BLOCK,), tl.float64)
-        for first in range(0, blocks, BLOCK):
-            k = first + tl.arange(0, BLOCK)
-            total += tl.load(energies + k * width + q, mask=k < blocks, other=0.0)
-        value = tl.sum(total, 0).to(energy.dtype.element_ty)
-        if q == 0:
-            tl.store(energy + b, value)
-        if q == 1:
-            tl.store(probe_y + b, value)
-        if q > 1:
-            tl.store(probe_x + b * users + (q - 2), value)
+        if SCORE:
+            tl.store(new_mean + here + offset, interleave(g_re, g_im, R, N), mask=mask)
+        else:
+            a_re, a_im = planes(anchor + here, row, nr, 0, units, VEC, R, N)
+            m_re, m_im = planes(mean + here, row, nr, 0, units, VEC, R, N)
+            pull_re = tl.fma(of_score, g_re, tl.fma(rho, h_re - x_re, a_re - x_re))
+            pull_im = tl.fma(of_score, g_im, tl.fma(rho, h_im - x_im, a_im - x_im))
+            m_re, m_im = tl.fma(size.to(real), pull_re, m_re), tl.fma(size.to(real), pull_im, m_im)
+            new = interleave(m_re, m_im, R, N)
+            if TABLE:  # in place: every thread has read the tile before any of it is overwritten
+                tl.debug_barrier()
+                if tl.load(border) > 0:  # the means of a level condition the next one
+                    tl.store(anchor + here + offset, new, mask=mask)
+            tl.store(new_mean + here + offset, new, mask=mask)
+            spread = tl.sqrt(variance).to(real)
+            if MODE == 1:
+                entry = ((u * blocks + k) * nr + row[:, None]) * nt + column
+                z_re, z_im = stream_normals(entry.to(tl.uint32), count, item, lane, k0, k1, real == tl.float64)
+                new = interleave(tl.fma(spread, z_re, m_re), tl.fma(spread, z_im, m_im), R, N)
+            if MODE == 2:
+                new = tl.fma(spread, tl.load(noise + here + offset, mask=mask, other=0.0), new)
+            tl.store(new_sample + here + offset, new, mask=mask)
+            if FLAG:
+                _note(flag, b, ((tl.abs(new) < float("inf")) == 0) & mask)
 
 
 def fits(nr: int, nt: int, slots: int) -> bool:
@@ -283,25 +303,52 @@ def run(
     device. `flag`, an int32 or int64 cell, is lowered to the smallest item with a non-finite residual or sample. Raises
     ValueError for shapes that do not agree or exceed a tile (`fits`).
     """
-    b, u, k, nr, nt, t = _check(y, x, probe, mean, anchor, sample, noise, out)
+    size = _check(y, x, probe, mean, anchor, sample, noise, out)
     check_flag(flag)
+    b, u, k = size[:3]
     mode = EXPLICIT if noise is not None else NO_DRAW if seed is None else DRAW
+    scratch = torch.empty((b * k, 2 + u), dtype=torch.float64, device=mean.device)
+    states = (mean, anchor, sample, mean if noise is None else noise)
+    _launch(
+        (y, x, probe), states, out[:3], scratch, flag, levels, size, (seed, step, stream, first_item), MODE=mode,
+        DEFAULT_NEXT=levels.next_var is None,
+    )  # fmt: skip
+    with on(mean.device):
+        finish_kernel[(b,)](
+            scratch, *out[3:], *(out[3],) * 3, 0, out[3], 0, 0, out[3], 0, out[3], out[3], 1, 1, 0.0, 0.0, 1.0, u, k,
+            PROBE=probe is not None, CALIBRATE=False, WHITE=False, LAGGED=False, PER_USER=False, BLOCK=_BLOCK,
+            num_warps=2,
+        )  # fmt: skip
+
+
+def _launch(
+    signals: tuple[Tensor | None, ...], states: tuple[Tensor, ...], out: tuple[Tensor, ...], scratch: Tensor,
+    flag: Tensor | None, levels: ChannelLevels, size: tuple[int, ...], draws: tuple, table: PvdTable | None = None,
+    *, SCORE: bool = False, DENOISED: bool = False, **switches: object,
+) -> None:  # fmt: skip
+    """Every entry's first launch. signals: y, x, probe; states: mean, anchor, sample, noise; draws: seed to first_item."""
+    y, x, probe = signals
+    b, u, k, nr, nt, t = size
+    mean = states[0]
+    seed, step, stream, first_item = draws
     given = [_arguments(level, mean) for level in levels]
     seed_low, seed_high, seed_cell = seed_arguments(seed, mean.device)
     step_value, step_cell = step_argument(step, mean.device)
-    scratch = torch.empty((b * k, 2 + u), dtype=torch.float64, device=mean.device)
+    item, item_cell = step_argument(first_item, mean.device, "first_item")
     rows, columns, slots = (triton.next_power_of_2(n) for n in (nr, nt, t))
+    entries = rows * slots
+    default = Choice(0, min(8, max(1, entries // 256)))
+    choice = choose(_NAME, size_class(entries, _LARGEST), mean.dtype, mean.device, default)
+    place = (mean, 1, 1) if table is None else (table.counter, table.levels, table.last)
     with on(mean.device):
         kernel[(b * k,)](
-            y, x, x if probe is None else probe, mean, anchor, sample, mean if noise is None else noise, *out[:3],
-            scratch, mean if flag is None else flag, *map(_batch_stride, (y, x, probe)),
-            *(v for arguments, _ in given for v in arguments), seed_low, seed_high, step_value, word(stream),
-            word(first_item), u, k, nr, nt, t, 2 * nt // math.gcd(2 * nt, 4), 2 * t // math.gcd(2 * t, 4),
+            y, x, x if probe is None else probe, *states, *out, scratch, mean if flag is None else flag,
+            *map(_batch_stride, (y, x, probe)), *(v for arguments, _ in given for v in arguments), *place, seed_low,
+            seed_high, step_value, word(stream), item, u, k, nr, nt, t, 2 * nt // math.gcd(2 * nt, 4),
+            2 * t // math.gcd(2 * t, 4),
             **dict(zip(("SIGMA", "ABOVE", "ZETA", "SCORE_VAR", "NEXT", "PRIOR"), (c for _, c in given), strict=True)),
-            DEFAULT_NEXT=levels.next_var is None, MODE=mode, PROBE=probe is not None, FLAG=flag is not None,
-            SEED_TENSOR=seed_cell, STEP_TENSOR=step_cell, R=rows, N=columns, T=slots, VEC=math.gcd(2 * nt, 4),
-            SLOT_VEC=math.gcd(2 * t, 4), num_warps=min(8, max(1, rows * slots // 256)),
-        )  # fmt: skip
-        finish_kernel[(b,)](
-            scratch, *out[3:], u, k, 1 if probe is None else 2 + u, BLOCK=_BLOCK, num_warps=2
+            PROBE=probe is not None, FLAG=flag is not None, SEED_TENSOR=seed_cell, STEP_TENSOR=step_cell,
+            ITEM_TENSOR=item_cell, TABLE=table is not None, SCORE=SCORE, DENOISED=DENOISED, R=rows, N=columns, T=slots,
+            VEC=math.gcd(2 * nt, 4), SLOT_VEC=math.gcd(2 * t, 4), **choice.options(),
+            **switches,
         )  # fmt: skip

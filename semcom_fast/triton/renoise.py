@@ -84,7 +84,7 @@ def run(
     if result.numel() == 0:
         return result
     check_sizes(h.shape[0] * draws, h.shape[1] * h.shape[2])
-    cover, rows = tiling(2 * h.shape[1] * h.shape[2], 1), h.shape[0] * draws
+    cover, rows = tiling(2 * h.shape[1] * h.shape[2], 1, _NAME, memory), h.shape[0] * draws
     seed_low, seed_high, seed_cell = seed_arguments(seed, h.device)
     item, item_cell = step_argument(first_item, h.device, "first_item")
     with on(h.device):

@@ -125,7 +125,7 @@ def run(
             else as_level(noise_var, device=y.device, batch=batch, groups=groups)
         )
     level, _, noise_b, noise_g = cell
-    shape = tiling(symbols, 1)
+    shape = tiling(symbols, 1, _NAME, d)
     rows = batch * groups
     with on(y.device):
         kernel[(-(-rows // shape.rows) * shape.chunks,)](

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Tiling, check_flag, on, seed_arguments, step_argument
+from ._launch import _LONGEST, Tiling, check_flag, on, seed_arguments, step_argument
+from ._tuned import Choice, choose, size_class
 from ._waterfill import (
     advance,
     ddim,
@@ -163,11 +164,15 @@ _NAME = "waterfill_step_authors"
 TOPUPS, BASES = ("amplitude", "variance"), ("own", "common")
 
 
-def _row_tiling(length: int, vec: int, dtype: torch.dtype) -> Tiling:
+def _row_tiling(length: int, vec: int, like: Tensor) -> Tiling:
     """One program per row where it fits, else chunks of 256 quads; depends on the row alone, as does the sum's order."""
     quads = -(-length // 4)
-    block = triton.next_power_of_2(max(quads, 32)) if quads <= _LARGEST[dtype] else 256
-    return Tiling(vec, block, 1, -(-quads // block), block // 32)
+    whole = quads <= _LARGEST[like.dtype]
+    block = triton.next_power_of_2(max(quads, 32)) if whole else 256
+    default = Choice(0 if whole else block, block // 32)
+    choice = choose(_NAME, size_class(quads, _LONGEST), like.dtype, like.device, default)
+    block = choice.block or block
+    return Tiling(vec, block, 1, -(-quads // block), choice.num_warps)
 
 
 def _options(topup: str, base: str) -> None:
@@ -185,7 +190,7 @@ def _launch(
     f, g, x0, noise = old
     seed, step, first_item = draws
     topup, renorm, base = options
-    shape = _row_tiling(f.shape[1], state.shape.vec, f.dtype)
+    shape = _row_tiling(f.shape[1], state.shape.vec, f)
     grid = (len(f) * shape.chunks,)
     mode = 0 if not renorm else 1 if shape.chunks == 1 else 2
     partial = torch.empty(grid, dtype=torch.float64, device=f.device) if mode == 2 else f

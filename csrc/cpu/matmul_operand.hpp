@@ -1,0 +1,30 @@
+// How an operand of mimo_matmul lies in memory.
+#pragma once
+#include "../common/kernels.hpp"
+#include "../common/lane.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+// Entry (i, j) of an item is at(item)[2 * (i * row + j * col)].
+template <class T>
+struct operand {
+  const T* p;
+  int64_t row, col;
+  const int64_t *size, *step;
+  int dims;
+  operand(const matmul_args& a, const void* data, const int64_t* steps, int64_t r, int64_t c)
+      : p(static_cast<const T*>(data)), row(r), col(c), size(a.size), step(steps), dims(int(a.dims)) {}
+  SF_HD const T* at(int64_t item) const {
+    int64_t offset = 0;
+    for (int d = dims - 1; d > 0; --d) {
+      const int64_t outer = item / size[d];
+      offset += (item - outer * size[d]) * step[d], item = outer;
+    }
+    return p + 2 * (offset + item * step[0]);
+  }
+  bool shared() const { return dims == 1 && step[0] == 0; }
+};
+
+}  // namespace SF_NS
+}  // namespace sf

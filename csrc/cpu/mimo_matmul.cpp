@@ -1,0 +1,88 @@
+// C = A B with either operand transposed, conjugated or strided, for many small matrices: lanes along the batch
+// (matmul_batch.hpp) or along N (matmul_columns.hpp), by sizes and strides alone. Both run multiply_tile. conj(A) is
+// the conjugating product; A conj(B) = conj(conj(A) B), so that B never is conjugated: the result is, when it is
+// stored. Every entry is the same sum in the same order whatever the tile, the band, the batch or the thread.
+#include "matmul_batch.hpp"
+#include "matmul_columns.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+// Fewer columns than half a pack leave most lanes along N empty.
+template <class T>
+bool along_batch(const matmul_args& a) {
+  constexpr int WC = native_width<T> / 2;
+  return a.n < WC && 2 * a.n <= WC + 2 && a.k * (a.n + packed_tile_rows) <= 1024;
+}
+
+template <class T, bool Conj>
+void matmul_on(matmul_args& a) {
+  int64_t items = 1;
+  for (int64_t d = 0; d < a.dims; ++d) items *= a.size[d];
+  const int64_t work = a.m * a.k * a.n;  // about 20 us of it is worth a thread
+  if (along_batch<T>(a)) {
+    constexpr int W = batch_lanes<T, Conj>::W;
+    const int64_t packs = (items + W - 1) / W, each = W * (4 + work / 16 + (a.m * a.k + a.k * a.n + a.m * a.n) / 4);
+    return parallel_for(a.pool, packs, 20000 / each + 1, [&](int64_t begin, int64_t end) {
+      batch_lanes<T, Conj>(a).run(begin * W, end * W < items ? end * W : items, a.bad);
+    });
+  }
+  using columns = column_lanes<T, Conj>;
+  const int64_t parts = columns::row_parts(a) * columns::col_parts(a), each = 20 + work / parts / 8;
+  parallel_for(a.pool, items * parts, 20000 / each + 1,
+               [&](int64_t begin, int64_t end) { columns(a).run(begin, end, a.bad); });
+}
+
+template <class T>
+void matmul_of(matmul_args& a) {
+  a.conj_a != a.conj_b ? matmul_on<T, true>(a) : matmul_on<T, false>(a);
+}
+
+// One column of A stored by columns is one row times A^T stored by rows: lanes along M need no transposing.
+template <class T>
+bool row_times_matrix(const matmul_args& a) {
+  return a.n == 1 && a.a_row == 1 && a.a_col != 1 && a.m >= native_width<T>;
+}
+static matmul_args transposed(const matmul_args& a) {
+  matmul_args t = a;
+  t.conj_a = a.conj_b, t.conj_b = a.conj_a, t.m = a.n, t.n = a.m, t.a = a.b, t.b = a.a;
+  t.a_row = a.b_col, t.a_col = a.b_row, t.b_row = a.a_col, t.b_col = a.a_row;
+  for (int d = 0; d < 4; ++d) t.a_step[d] = a.b_step[d], t.b_step[d] = a.a_step[d];
+  return t;
+}
+
+void mimo_matmul(matmul_args& a) {
+  a.bad = -1;
+  if (a.is_double ? row_times_matrix<double>(a) : row_times_matrix<float>(a)) {
+    matmul_args t = transposed(a);
+    t.is_double ? matmul_of<double>(t) : matmul_of<float>(t);
+    a.bad = t.bad;
+    return;
+  }
+  a.is_double ? matmul_of<double>(a) : matmul_of<float>(a);
+}
+
+// The lowest item of `out` with an entry that is not finite, for products that another library computed.
+template <class T>
+void finite_items(matmul_args& a) {
+  using P = pack<T, native_width<T>>;
+  constexpr int W = native_width<T>;
+  const int64_t reals = 2 * a.m * a.n;
+  parallel_for(a.pool, a.size[0], 200000 / (reals + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* p = static_cast<const T*>(a.out) + i * reals;
+      P seen(T(0));
+      int64_t j = 0;
+      for (; j + W <= reals; j += W) seen = seen + (P::load(p + j) - P::load(p + j));
+      if (j < reals) seen = seen + (P::load_first(p + j, int(reals - j)) - P::load_first(p + j, int(reals - j)));
+      if (!(seen.sum() == 0)) return note_lowest(a.bad, i);
+    }
+  });
+}
+void mimo_matmul_check(matmul_args& a) {
+  a.bad = -1;
+  a.is_double ? finite_items<double>(a) : finite_items<float>(a);
+}
+
+}  // namespace SF_NS
+}  // namespace sf

@@ -1,0 +1,60 @@
+"""What a captured graph takes for granted about the callables it went through: addresses and plain values they hold."""
+
+import functools
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+
+
+class _Walk:
+    """Goes through everything that objects hold; `key` tells two states of them apart, `tensors` is what they read."""
+
+    def __init__(self) -> None:
+        self.key: list[Any] = []
+        self.tensors: list[Tensor] = []
+        self.hidden = False
+        self.seen: set[int] = set()
+
+    def visit(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+            self.key.append((value.data_ptr(), value.shape, value.dtype, value.device, value.requires_grad))
+        elif isinstance(value, _PLAIN):
+            self.key.append(value)
+        elif isinstance(value, (dict, list, tuple)):
+            self.key.append(len(value))
+            for part in value.values() if isinstance(value, dict) else value:
+                self.visit(part)
+        elif id(value) not in self.seen:
+            self.seen.add(id(value))
+            self.key.append(id(value))
+            self._inside(value)
+
+    def _inside(self, value: Any) -> None:
+        if isinstance(value, types.MethodType):
+            self.visit(value.__self__)
+        elif isinstance(value, _FUNCTIONS):  # an activation is as good as its name, a closure may hold anything
+            bound = isinstance(value, functools.partial) or getattr(value, "__closure__", None) is not None
+            self.hidden = self.hidden or bound
+        elif isinstance(value, torch.nn.Module) and hasattr(value, "_orig_mod"):  # compiled
+            self.visit(value._orig_mod)
+        else:
+            for part in getattr(value, "__dict__", {}).values():
+                self.visit(part)
+
+
+def identity(networks: Iterable[Any]) -> tuple[tuple[Any, ...], list[Tensor]] | None:
+    """(key, tensors) of callables: a graph captured through them is good for as long as the key is the same and the
+    tensors are alive. None where that cannot be told: functions read what they like."""
+    walk = _Walk()
+    for network in networks:
+        if isinstance(network, _FUNCTIONS):
+            return None
+        walk.visit(network)
+    return None if walk.hidden else (tuple(walk.key), walk.tensors)

@@ -1,0 +1,1 @@
+"""Tables of the committed CSV files as Markdown lines; `tools/results_table.py` puts them into the pages."""
