@@ -1,9 +1,11 @@
 // C = A B with either operand transposed, conjugated or strided, for many small matrices: lanes along the batch
-// (matmul_batch.hpp) or along N (matmul_columns.hpp), by sizes and strides alone. Both run multiply_tile. conj(A) is
-// the conjugating product; A conj(B) = conj(conj(A) B), so that B never is conjugated: the result is, when it is
-// stored. Every entry is the same sum in the same order whatever the tile, the band, the batch or the thread.
+// (matmul_batch.hpp) or along N (matmul_columns.hpp), by sizes and strides alone. Both run multiply_tile; a number
+// times a row or a column (matmul_scalar.hpp) needs neither a tile nor a transposition. conj(A) is the conjugating
+// product; A conj(B) = conj(conj(A) B), so that B never is conjugated: the result is, when it is stored. Every entry is
+// the same sum in the same order whatever the tile, the band, the batch or the thread.
 #include "matmul_batch.hpp"
 #include "matmul_columns.hpp"
+#include "matmul_scalar.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -20,6 +22,9 @@ void matmul_on(matmul_args& a) {
   int64_t items = 1;
   for (int64_t d = 0; d < a.dims; ++d) items *= a.size[d];
   const int64_t work = a.m * a.k * a.n;  // about 20 us of it is worth a thread
+  if (scaled_rows<T, Conj>::takes(a.m, a.k, a.n))
+    return parallel_for(a.pool, items, 20000 / (a.n + 1) + 1,
+                        [&](int64_t begin, int64_t end) { scaled_rows<T, Conj>(a).run(begin, end, a.bad); });
   if (along_batch<T>(a)) {
     constexpr int W = batch_lanes<T, Conj>::W;
     const int64_t packs = (items + W - 1) / W, each = W * (4 + work / 16 + (a.m * a.k + a.k * a.n + a.m * a.n) / 4);
@@ -38,9 +43,11 @@ void matmul_of(matmul_args& a) {
   a.conj_a != a.conj_b ? matmul_on<T, true>(a) : matmul_on<T, false>(a);
 }
 
-// One column of A stored by columns is one row times A^T stored by rows: lanes along M need no transposing.
+// One column of A stored by columns is one row times A^T stored by rows: lanes along M need no transposing. So is a
+// column times a number.
 template <class T>
 bool row_times_matrix(const matmul_args& a) {
+  if (a.k == 1) return a.n == 1 && a.m > 1;
   return a.n == 1 && a.a_row == 1 && a.a_col != 1 && a.m >= native_width<T>;
 }
 static matmul_args transposed(const matmul_args& a) {
@@ -65,18 +72,10 @@ void mimo_matmul(matmul_args& a) {
 // The lowest item of `out` with an entry that is not finite, for products that another library computed.
 template <class T>
 void finite_items(matmul_args& a) {
-  using P = pack<T, native_width<T>>;
-  constexpr int W = native_width<T>;
   const int64_t reals = 2 * a.m * a.n;
   parallel_for(a.pool, a.size[0], 200000 / (reals + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T* p = static_cast<const T*>(a.out) + i * reals;
-      P seen(T(0));
-      int64_t j = 0;
-      for (; j + W <= reals; j += W) seen = seen + (P::load(p + j) - P::load(p + j));
-      if (j < reals) seen = seen + (P::load_first(p + j, int(reals - j)) - P::load_first(p + j, int(reals - j)));
-      if (!(seen.sum() == 0)) return note_lowest(a.bad, i);
-    }
+    const int64_t at = first_spoilt(static_cast<const T*>(a.out), begin, end, reals);
+    if (at >= 0) note_lowest(a.bad, at);
   });
 }
 void mimo_matmul_check(matmul_args& a) {

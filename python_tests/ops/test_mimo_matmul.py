@@ -53,8 +53,10 @@ SIZES += [(64, 3, 24), (70, 9, 1), (16, 64, 1), (130, 2, 53), (4, 129, 3), (1, 2
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("flags", FLAGS)
-def test_twin(flags, dtype):
-    """Every kernel and torch's own product; 3 and 19 matrices leave a pack of the batch part empty."""
+@pytest.mark.parametrize("short", [0, _matmul_rule.CPU_SHORT])
+def test_twin(flags, dtype, short, monkeypatch):
+    """Every kernel, and torch's own product; 3 and 19 matrices leave a pack of the batch part empty."""
+    monkeypatch.setattr(_matmul_rule, "CPU_SHORT", short)
     for size in SIZES:
         for batch in (3, 19) if math.prod(size) < 5000 else (2,):
             _check(*_pair(*size, (batch,), flags, dtype), flags, "mimo_matmul")
@@ -101,6 +103,46 @@ def test_views(view, flags):
             _check(left, right, flags, f"view {view}")
 
 
+SCALED = [(1, n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 24)]  # a number times a row, and a column times a number
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("flags", FLAGS)
+def test_number_times_row(flags, dtype):
+    """K = 1 beside a single row or column: full and broken packs, and views with the bits of plain copies."""
+    for m, n in SCALED + [size[::-1] for size in SCALED[1:]]:
+        a, b = _pair(m, 1, n, (299,), flags, dtype)
+        assert _matmul_rule.ours(m, 1, n, 299, False)
+        _check(a, b, flags, "number times row")
+        want = _call(a, b, flags)
+        whole = torch.cat([_call(a[i:j], b[i:j], flags) for i, j in ((0, 185), (185, 299))])
+        same_bits(whole, want, "split")
+        for name, view in VIEWS.items():
+            same_bits(_call(view(a), b, flags), want, name)
+            same_bits(_call(view(a), view(b), flags), want, name)
+        same_bits(_call(a[:1], b, flags), _call(a[:1].expand(299, -1, -1).contiguous(), b, flags), "shared a")
+        same_bits(_call(a, b[:1], flags), _call(a, b[:1].expand(299, -1, -1).contiguous(), flags), "shared b")
+        pair = a[:12].view(3, 4, *a.shape[1:]), b[:12].view(3, 4, *b.shape[1:])
+        grid = [t.repeat(1, 20, 1, 1) for t in pair]
+        same_bits(_call(*(t.mT.contiguous().mT for t in grid), flags), _call(*grid, flags), "two leads")
+        lead = _call(grid[0][:, None], grid[1][None], flags)
+        same_bits(lead[1, 2], _call(grid[0][1:2].expand(3, -1, -1, -1), grid[1], flags)[2], "outer leads")
+
+
+@pytest.mark.parametrize("size", SCALED)
+def test_number_times_row_non_finite(size):
+    """The lowest spoilt item, wherever it lies in a pack and whichever operand it comes from."""
+    m, n = size
+    for at in (0, 1, 7, 8, 100, 296, 298):
+        for side in (0, 1):
+            pair = _pair(m, 1, n, (299,))
+            pair[side][at, -1, -1] = complex(NAN, 0)
+            pair[1 - side][298] = INF
+            for a, b in (pair, (pair[1].mT, pair[0].mT)):
+                with pytest.raises(ValueError, match=rf"^mimo_matmul: batch item {at} is not finite"):
+                    _call(a, b)
+
+
 @pytest.mark.parametrize("size", [(4, 4, 1), (4, 4, 24)])
 def test_adjoint_views_are_the_flags(size):
     """a.mH is read like adjoint_a=True on a, bit for bit, and without a copy of its own."""
@@ -125,10 +167,21 @@ def test_empty(dtype):
     assert torch.autograd.grad(_call(a, b).abs().sum(), (a, b))[0].shape == a.shape
 
 
-@pytest.mark.parametrize("size", [(4, 4, 1), (3, 5, 2), (4, 4, 8), (16, 16, 24), (70, 9, 30)])
+CUTS = (0, 133, 250, 2100)  # no part is short enough for torch's product
+SPLITS = {
+    (4, 4, 1): CUTS,
+    (3, 5, 2): CUTS,
+    (4, 4, 8): CUTS,
+    (16, 16, 24): (0, 33, 50, 70),
+    (70, 9, 30): (0, 33, 50, 70),
+}
+SPLITS |= dict.fromkeys([(1, 1, 1), (1, 1, 3), (5, 1, 1)], (0, 183, 2000, 70001))
+
+
+@pytest.mark.parametrize("size", SPLITS)
 def test_split_batch_same_bits(size):
     """Within the kernels a product's bits depend on its operands alone: not on the batch, its place or the threads."""
-    cuts = (0, 133, 250, 2100) if size[0] < 16 else (0, 33, 50, 70)  # no part is short enough for torch's product
+    cuts = SPLITS[size]
     a, b = _pair(*size, cuts[-1:])
     want = _call(a, b)
     whole = torch.cat([_call(a[i:j], b[i:j]) for i, j in itertools.pairwise(cuts)])
@@ -263,15 +316,18 @@ def test_rule():
     assert not ours(4, 129, 4, 10**6, False)
     assert not ours(64, 64, 1, 15, False)
     assert ours(64, 64, 1, 16, False)
-    assert not ours(4, 4, 4, 16, False)
-    assert ours(4, 4, 4, 16, False, plain=False)
-    assert ours(4, 4, 4, 17, False)
+    assert not ours(4, 4, 4, 22, False)
+    assert ours(4, 4, 4, 22, False, plain=False)
+    assert ours(4, 4, 4, 23, False)
+    assert not ours(64, 64, 64, 1, False)
+    assert ours(64, 64, 64, 1, False, plain=False)
 
 
 CODE = """
 import torch, test_mimo_matmul as t
 from semcom_fast import _native
 torch.set_num_threads(1)
+t._matmul_rule.CPU_SHORT = 0  # the kernels, not torch's product
 for dtype in t.DTYPES:
     for flags in t.FLAGS:
         for size in ((1, 1, 1), (2, 3, 1), (4, 4, 2), (5, 7, 3), (8, 8, 8), (3, 4, 5), (17, 9, 13), (64, 2, 24), (2, 64, 1)):
@@ -279,6 +335,9 @@ for dtype in t.DTYPES:
             t._check(*t._pair(*size, (3, 1), flags, dtype, (7,)), flags, "levels")
 for flags in t.FLAGS:
     t.test_views("column stride", flags)
+for dtype in t.DTYPES:
+    t.test_number_times_row((False, True), dtype)
+t.test_number_times_row_non_finite((1, 3))
 t.test_split_batch_same_bits((4, 4, 1))
 t.test_split_batch_same_bits((4, 4, 8))
 print(_native.core.isa())

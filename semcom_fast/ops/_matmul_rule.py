@@ -3,7 +3,7 @@
 The one op whose choice may depend on the batch. `semcom-fast bench grid` measures both sides of every line below.
 """
 
-CPU_SHORT = 1024  # multiply-adds up to which the call costs more than the product: torch.bmm's is the shortest
+CPU_SHORT = 32768  # multiply-adds times matrices up to which the call costs more than the product: torch.bmm's is short
 CPU_LONGEST = 128  # terms of a sum: beyond, a row of A and its columns of B no longer share the first-level cache
 CPU_LANES = 16  # matrices that a pack of complex64 takes at once; fewer leave lanes empty
 CPU_TALL = 256  # entries of A from which empty lanes cost more than torch's call
@@ -17,6 +17,6 @@ def ours(m: int, k: int, n: int, batch: int, cuda: bool, plain: bool = True) -> 
     """
     if cuda:
         return max(m, k, n) <= GPU_LARGEST
-    if k > CPU_LONGEST or (plain and batch * m * k * n <= CPU_SHORT):
+    if k > CPU_LONGEST or (plain and (batch == 1 or batch * batch * m * k * n <= CPU_SHORT)):
         return False
     return n > 4 or m * k < CPU_TALL or batch >= CPU_LANES

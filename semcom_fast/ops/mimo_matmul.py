@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._native import require_core
+from .._native import kernel
 from . import _checks
 from ._arrays import array_function
 from ._matmul_rule import ours
@@ -34,6 +34,35 @@ def _shape(a: Tensor, b: Tensor, adjoint_a: bool, adjoint_b: bool) -> tuple[int,
     return (*_checks.lead_shape(_NAME, _NEED, "a b", (a, 2), (b, 2)), m, n)
 
 
+def _cpu(a: Tensor, b: Tensor, adjoint_a: bool, adjoint_b: bool) -> Tensor:
+    """`_product` of two batches of equal size, without what other operands need: here every look-up counts."""
+    sa, sb = a.shape, b.shape
+    if len(sa) == len(sb) == 3 and not (adjoint_a or adjoint_b or a.is_neg() or b.is_neg()):
+        items, m, k = sa
+        n, double, conj_a, conj_b = sb[2], a.dtype is torch.complex128, a.is_conj(), b.is_conj()
+        plain = not (conj_a or conj_b)
+        if sb[0] != items or sb[1] != k or not items * m * k * n:
+            pass
+        elif ours(m, k, n, items, False, plain):
+            shape = items, m, n  # new_empty would carry out a lazy conjugate first
+            out = a.new_empty(shape) if not conj_a else torch.empty(shape, dtype=a.dtype, device=a.device)
+            of_a = a.data_ptr(), sa, a.stride(), conj_a, False
+            of_b = b.data_ptr(), sb, b.stride(), conj_b, False
+            bad = kernel("cpu_mimo_matmul")(double, of_a, of_b, out.data_ptr(), shape)
+            return out if bad < 0 else _flagged(out, bad)
+        elif plain:
+            out = torch.bmm(a, b)  # torch.matmul ends here too, two microseconds later
+            bad = kernel("cpu_mimo_matmul_check")(double, out.data_ptr(), items, m, n)
+            return out if bad < 0 else _flagged(out, bad)
+    return _product(a, b, adjoint_a, adjoint_b, False)
+
+
+def _flagged(out: Tensor, item: int) -> Tensor:
+    if not _checks.tolerating_non_finite():
+        raise _checks.non_finite(_NAME, "batch item", item)
+    return out
+
+
 def _product(a: Tensor, b: Tensor, adjoint_a: bool, adjoint_b: bool, cuda: bool) -> Tensor:
     shape = _shape(a, b, adjoint_a, adjoint_b)
     m, n, k, items = shape[-2], shape[-1], a.shape[-2 if adjoint_a else -1], 1
@@ -42,34 +71,32 @@ def _product(a: Tensor, b: Tensor, adjoint_a: bool, adjoint_b: bool, cuda: bool)
     if not (m and n and k and items):
         return a.new_zeros(shape)
     conj_a, conj_b = a.is_conj() != adjoint_a, b.is_conj() != adjoint_b
-    double, bad, core = a.dtype is torch.complex128, -1, require_core()
+    double, bad = a.dtype is torch.complex128, -1
     if ours(m, k, n, items, cuda, not (conj_a or conj_b)):
         if a.is_neg() or b.is_neg():  # may carry out a lazy conjugate as well
             a, b = a.resolve_neg(), b.resolve_neg()
             conj_a, conj_b = a.is_conj() != adjoint_a, b.is_conj() != adjoint_b
-        out, bad = _launch(core, double, (a, conj_a, adjoint_a), (b, conj_b, adjoint_b), shape, cuda)
+        out, bad = _launch(double, (a, conj_a, adjoint_a), (b, conj_b, adjoint_b), shape, cuda)
     else:
         short = len(shape) == 3 and not (adjoint_a or adjoint_b) and len(a.shape) == len(b.shape)
-        if short and a.shape[0] == b.shape[0]:  # torch.matmul ends here too, two microseconds later
+        if short and a.shape[0] == b.shape[0]:  # as in _cpu
             out = torch.bmm(a, b)
         else:
             out = reference.mimo_matmul(a, b, adjoint_a=adjoint_a, adjoint_b=adjoint_b).contiguous()
         if not cuda:
-            bad = core.cpu_mimo_matmul_check(double, out.data_ptr(), items, m, n)
-    if bad >= 0 and not _checks.tolerating_non_finite():
-        raise _checks.non_finite(_NAME, "batch item", bad)
-    return out
+            bad = kernel("cpu_mimo_matmul_check")(double, out.data_ptr(), items, m, n)
+    return out if bad < 0 else _flagged(out, bad)
 
 
-def _launch(core: Any, double: bool, a: tuple, b: tuple, shape: tuple[int, ...], cuda: bool) -> tuple[Tensor, int]:
+def _launch(double: bool, a: tuple, b: tuple, shape: tuple[int, ...], cuda: bool) -> tuple[Tensor, int]:
     """The kernel on operands as they lie; each comes with whether to conjugate and to transpose it."""
     x, conj, flip = a
     # new_empty would carry out a lazy conjugate first
     out = x.new_empty(*shape) if conj == flip else torch.empty(*shape, dtype=x.dtype, device=x.device)
-    call, where = core.cpu_mimo_matmul, list[int]()
+    call, where = kernel("cuda_mimo_matmul" if cuda else "cpu_mimo_matmul"), list[int]()
     if cuda:
         device = out.device.index
-        call, where = core.cuda_mimo_matmul, [device, torch._C._cuda_getCurrentRawStream(device)]
+        where = [device, torch._C._cuda_getCurrentRawStream(device)]
     while True:
         (x, conj_x, flip_x), (y, conj_y, flip_y) = a, b
         of_a = (x.data_ptr(), x.shape, x.stride(), conj_x, flip_x)
@@ -122,7 +149,7 @@ _op = Op(
     _NAME,
     "(Tensor a, Tensor b, bool adjoint_a, bool adjoint_b) -> Tensor",
     kernels={
-        "cpu": lambda a, b, adjoint_a, adjoint_b: _product(a, b, adjoint_a, adjoint_b, False),
+        "cpu": _cpu,
         "cuda": lambda a, b, adjoint_a, adjoint_b: _product(a, b, adjoint_a, adjoint_b, True),
         "reference": _reference,
     },
@@ -156,10 +183,10 @@ def mimo_matmul(
         C [..., M, N], contiguous.
 
     Dispatch: this op alone chooses by the batch (`ops/_matmul_rule.py`). Torch's own GEMM computes sums of more than 128
-    terms, up to four columns of a large matrix in batches of fewer than 16, and calls of at most 1,024 multiply-adds in
-    all without a conjugate; on a GPU, every product with a side above 16. All others run in this package's kernels, where
-    the bits of a product depend on its own operands alone; splitting a batch below those bounds changes who computes it,
-    and may change the last bits.
+    terms, up to four columns of a large matrix in batches of fewer than 16, and, without a conjugate, single products
+    and short calls (B matrices of at most 32,768 / B multiply-adds in all); on a GPU, every product with a side above
+    16. All others run in this package's kernels, where the bits of a product depend on its own operands alone;
+    splitting a batch below those bounds changes who computes it, and may change the last bits.
 
     Raises:
         ValueError: shapes disagree (both are named), or on the CPU a result is not finite, whichever library computed
