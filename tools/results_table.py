@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks.targets
 
-from results_tables import kernels, loops, systems  # noqa: E402
+from results_tables import grid, kernels, loops, systems  # noqa: E402
 
 PAGES = ("README.md", "docs/performance.md", "docs/results.md")
 TABLES: dict[str, Callable[[], list[str]]] = {
@@ -27,6 +27,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "estimation": systems.estimation,
     "kernels": kernels.with_targets,
     "all kernels": kernels.every_row,
+    "grid": grid.rule,
+    "crossover": grid.crossover,
     "loops": loops.loops,
     "estimator loop": loops.estimator_loop,
 }
