@@ -132,10 +132,9 @@ def _loops(args: argparse.Namespace) -> None:
     """The loops' rows go to the CSV itself when nothing else is measured, else to a file beside it."""
     from . import loops
 
-    rows = loops.run(args.loops, args.quick, args.threads, args.device)
-    if args.csv:
-        path = args.csv if not args.ops else args.csv.with_stem(args.csv.stem + "_loops")
-        timing.write_csv(path, rows)
+    path = args.csv and (args.csv if not args.ops else args.csv.with_stem(args.csv.stem + "_loops"))
+    loops.run(args.loops, args.quick, args.threads, args.device, csv=path)
+    if path:
         print(f"wrote {path}")
 
 

@@ -147,8 +147,10 @@ def run(
     device: str = "cpu",
     rounds: int | None = None,
     sizes: Sequence[str] | None = None,
+    csv: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure these loops; prints and returns their rows. quick: the small sizes and few rounds, about 10 s for all."""
+    """Measure these loops; prints and returns their rows. quick: the small sizes and few rounds, about 10 s for all.
+    csv: a file that holds every row measured so far, at any moment."""
     unknown = [n for n in names if n not in LOOPS]
     if unknown:
         raise ValueError(f"no loop named {unknown[0]!r}; there: {', '.join(LOOPS)}")
@@ -161,6 +163,8 @@ def run(
                 for case in importlib.import_module(f".{name}", __package__).cases(quick, sizes):
                     rows.append(measure(case, rounds or (QUICK_ROUNDS if quick else ROUNDS)))
                     show(rows[-1])
+                    if csv:
+                        timing.write_csv(csv, rows)
     finally:
         timing.device = before[0]
         torch.set_num_threads(before[1])
@@ -187,10 +191,8 @@ def main(argv: list[str] | None = None, names: Sequence[str] = LOOPS) -> int:
         parser.error("--device cuda: torch sees no CUDA device")
     if args.processor_time:
         timing.clock = time.process_time
-    rows = run(args.loops or names, args.quick, args.threads, args.device, args.rounds, args.size)
+    run(args.loops or names, args.quick, args.threads, args.device, args.rounds, args.size, args.csv)
     if args.csv:
-        timing.device = args.device
-        timing.write_csv(args.csv, rows)
         print(f"wrote {args.csv}")
     return 0
 
