@@ -1,6 +1,6 @@
 """What the PVD loop costs beyond its networks, beside the same algorithm in plain torch and as published code does it.
 
-python -m benchmarks.pvd_loop --threads 1 2 --csv benchmarks/results/pvd_loop.csv
+python -m benchmarks.pvd_loop --threads 1 2 --csv benchmarks/results/loops.csv
 """
 
 import math

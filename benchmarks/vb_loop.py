@@ -1,6 +1,6 @@
 """The expert-mixture estimator beyond its networks, beside the same algorithm in plain torch and as published code does.
 
-python -m benchmarks.vb_loop --threads 2 --csv benchmarks/results/vb_loop.csv
+python -m benchmarks.vb_loop --threads 2 --csv benchmarks/results/loops.csv
 """
 
 import math

@@ -1,6 +1,6 @@
 """What the water-filling loop costs beyond its network, beside the same algorithm in plain torch and as published code.
 
-python -m benchmarks.waterfill_loop --threads 1 2 --csv benchmarks/results/waterfill_loop.csv
+python -m benchmarks.waterfill_loop --threads 1 2 --csv benchmarks/results/loops.csv
 """
 
 import math
