@@ -65,10 +65,8 @@ def _bench(rest: list[str]) -> int:
     while True:
         try:
             return process.wait()
-        except (
-            KeyboardInterrupt
-        ):  # a terminal interrupts both: the benchmarks write what they have and end by themselves
-            continue
+        except KeyboardInterrupt:
+            continue  # a terminal interrupts both: the benchmarks write what they have and end by themselves
 
 
 def _info() -> None:

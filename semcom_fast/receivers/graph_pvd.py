@@ -15,11 +15,11 @@ from torch import Tensor
 from .. import _backend
 from ..ops._blocks import plain
 from ..ops._register import OPS
-from ..reference import default_next_var
 from .graph import record, warm_up
 from .graph_identity import identity
 from .pvd_config import PVDConfig
 from .pvd_run import SAMPLE_STRIDE, STREAM_PROBE, Run, State
+from .pvd_tables import next_variances
 
 if TYPE_CHECKING:
     from .pvd import PVD
@@ -72,7 +72,7 @@ def level_table(config: PVDConfig) -> Tensor:
     from ..triton._pvd_table import with_coefficients
 
     sigmas = torch.tensor(config.schedule(), dtype=torch.float64).reshape(config.J + 1, -1)
-    spread = default_next_var(sigmas[:-1], sigmas[1:]) if config.sample_noise else 0 * sigmas[1:]
+    spread = next_variances(config, sigmas)
     level = torch.arange(config.J - 1, -1, -1).repeat_interleave(config.Jin)
     level = torch.cat((level, level[-1:]))
     following = torch.cat((spread[level[1:-1]], spread.new_zeros(2, spread.shape[1])))

@@ -1,6 +1,5 @@
 """What inner iterations of parallel variational diffusion read of their schedule, on the device, made once for all runs."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,6 +8,11 @@ from torch import Tensor
 from ..reference import default_next_var
 from .pvd_config import Level, PVDConfig
 from .users import ParallelDenoiser
+
+
+def next_variances(config: PVDConfig, sigmas: Tensor) -> Tensor:
+    """Variance of the draws at levels 0..J-1 [J,...] of sigma_0..sigma_J; zeros where none are asked for."""
+    return default_next_var(sigmas[:-1], sigmas[1:]) if config.sample_noise else torch.zeros_like(sigmas[1:])
 
 
 class Tables:
@@ -38,8 +42,8 @@ class Tables:
 
     def _levels(self, sigmas: Tensor) -> list[tuple[Any, ...]]:
         """sigma_j and next_var = lambda_j of every level, as the ops take them: numbers, 0-d on a GPU, or [1,U]."""
-        spread = [default_next_var(s, a) if self.config.sample_noise else 0 * s for s, a in pairwise(sigmas)]
-        table = torch.stack((sigmas, torch.stack((*spread, 0 * sigmas[0]))), 1)
+        spread = torch.cat((next_variances(self.config, sigmas), torch.zeros_like(sigmas[:1])))
+        table = torch.stack((sigmas, spread), 1)
         if self.config.sigma_per_user:
             table = table.unsqueeze(2)
         elif self.device.type == "cpu":
