@@ -1,6 +1,6 @@
 """What the systems reach: reception, estimation and denoising against their baselines."""
 
-from .source import read
+from .source import read, table
 
 SHOWN_GAINS = (
     "guided diffusion over codec alone",
@@ -32,18 +32,16 @@ PAPER_SNR = {"4": "20", "64": "0"}
 def receiver() -> list[str]:
     """The blind receiver on held-out digits at 10 and 20 dB."""
     rows = [r for r in read("pvd_digits.csv") if r["snr_db"] in ("10", "20")]
-    out = [
-        "| encoder | users | starts | SNR | success | median NMSE | oracle LMMSE | PSNR |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["encoder", "users", "starts", "SNR", "success", "median NMSE", "oracle LMMSE", "PSNR"]
+    out: list[list[str]] = []
     for r in rows:
         cells = [r["encoder"], r["users"], r["starts"], f"{r['snr_db']} dB", f"{100 * float(r['success_rate']):.1f} %"]
         cells += [f"{float(r[k]):.1f} dB" for k in ("nmse_median_db", "oracle_db", "psnr_db")]
-        out.append("| " + " | ".join(cells) + " |")
+        out.append(cells)
     r = rows[0]
     size = f"(K,Nr,Nt,T) = ({r['K']},{r['Nr']},{r['Nt']},{r['T']})"
     text = f"Blind reception of {r['images']} held-out digits over {r['channel_seeds']} channel seeds each, {size}, commit "
-    return [text + f"{r['commit']} (success: NMSE < -6 dB):", "", *out]
+    return [text + f"{r['commit']} (success: NMSE < -6 dB):", "", *table(head, out)]
 
 
 def photographs() -> list[str]:
@@ -51,7 +49,7 @@ def photographs() -> list[str]:
     rows = [r for r in read("pvd_photos.csv") if r["receiver"] in PHOTO_RECEIVERS]
     snrs = sorted({r["snr_db"] for r in rows}, key=float)
     head = ["receiver", "CBR", *(f"NMSE, {snr} dB" for snr in snrs), *(f"PSNR, {snr} dB" for snr in snrs)]
-    out = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    out: list[list[str]] = []
     for name, label in PHOTO_RECEIVERS.items():
         found = {r["snr_db"]: r for r in rows if r["receiver"] == name}
         cells = [label, f"{float(found[snrs[0]]['cbr']):.3f}"]
@@ -59,36 +57,34 @@ def photographs() -> list[str]:
         for snr in snrs:
             value, error = found[snr]["psnr_db"], found[snr]["psnr_db_se"]
             cells.append(f"{float(value):.1f} ± {float(error):.1f} dB" if value else "-")
-        out.append("| " + " | ".join(cells) + " |")
+        out.append(cells)
     r = rows[0]
     return [
         f"Blind-MIMOSC on {r['crops']} held-out 32x32 grey crops of {r['photographs']} photographs, Rayleigh, "
         f"(K,Nr,Nt,T) = (8,8,2,16), commit {r['commit']}; {100 * float(r['mean_codeword_energy']):.0f} % of the code's "
         "energy is the same for all crops, a superimposed pilot. The bound knows second moments of photographs only:",
         "",
-        *out,
+        *table(head, out),
     ]
 
 
 def channel_priors() -> list[str]:
     """PVD over correlated channels: what the prior of the channel is worth."""
     rows = read("pvd_channels.csv")
-    out = [
-        "| channel | codeword | SNR | Rayleigh prior | Gaussian prior | learned prior | learned over Rayleigh |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["channel", "codeword", "SNR", "Rayleigh prior", "Gaussian prior", "learned prior", "learned over Rayleigh"]
+    out: list[list[str]] = []
     for place in dict.fromkeys((r["channel"], r["codeword"], r["snr_db"]) for r in rows):
         found = {r["prior"]: r for r in rows if (r["channel"], r["codeword"], r["snr_db"]) == place}
         cells = [f"{float(found[name]['nmse_db']):.2f} dB" if name in found else "-" for name in PRIORS]
         learned = found.get("learned")
         gain = f"{float(learned['gain_db']):+.2f} ± {float(learned['gain_se']):.2f} dB" if learned else "-"
-        out.append("| " + " | ".join([place[0], place[1], f"{place[2]} dB", *cells, gain]) + " |")
+        out.append([place[0], place[1], f"{place[2]} dB", *cells, gain])
     size = f"(K,Nr,Nt,T) = ({rows[0]['K']},{rows[0]['Nr']},{rows[0]['Nt']},{rows[0]['T']})"
     return [
         f"Blind-MIMOSC over correlated channels, NMSE of {rows[0]['images']} held-out digits, {size}, one start (the "
         "Gaussian prior has the exact covariance on the Kronecker channel, the sample covariance on CDL-C):",
         "",
-        *out,
+        *table(head, out),
     ]
 
 
@@ -97,23 +93,31 @@ def oracle() -> list[str]:
     rows = [r for r in read("pvd_oracle.csv") if r["variant"] in ORACLE_VARIANTS and r["snr_db"] == PAPER_SNR[r["Nr"]]]
     rows = [r for r in rows if r["codeword"] == "known" or r["starts"] == "4"]
     rows.sort(key=lambda r: (int(r["Nr"]), r["codeword"] == "blind", r["source"], float(r["load"] or 0), -int(r["K"])))
-    out = [
-        "| (Nr,Nu,Nt), SNR | codeword | K | load | receiver | oracle | PVD over oracle | bound over oracle | success |",
-        "|---|---|---|---|---|---|---|---|---|",
+    head = [
+        "(Nr,Nu,Nt), SNR",
+        "codeword",
+        "K",
+        "load",
+        "receiver",
+        "oracle",
+        "PVD over oracle",
+        "bound over oracle",
+        "success",
     ]
+    out: list[list[str]] = []
     for r in rows:
         sent = "known" if r["codeword"] == "known" else f"blind, {r['source']}"
         bound = f"{float(r['bound_gap_db']):.2f} dB" if r["bound_gap_db"] else "-"
         cells = [f"({r['Nr']},{r['Nu']},{r['Nt']}), {r['snr_db']} dB", sent, r["K"], r["load"] or "-"]
         cells += [ORACLE_VARIANTS[r["variant"]], f"{float(r['oracle_db']):.2f} dB"]
         cells += [f"{float(r['gap_db']):.2f} ± {float(r['gap_se']):.2f} dB", bound]
-        out.append("| " + " | ".join([*cells, f"{100 * float(r['success_rate']):.0f} %"]) + " |")
+        out.append([*cells, f"{100 * float(r['success_rate']):.0f} %"])
     return [
         f"How far PVD's channel is from LMMSE with the codeword known (the paper: within 0.7 dB), T = 24, commit "
         f"{rows[0]['commit']}. Load: real source values over what the codeword has room for beside the channel, "
         "n/(2 K Nt (T - M)); blindly, the best of four starts:",
         "",
-        *out,
+        *table(head, out),
     ]
 
 
@@ -123,19 +127,19 @@ def downlink() -> list[str]:
     shown = [r for r in rows if r["snr_db"] in ("-7", "1", "7") and (r["scenario"] == "umi" or r["snr_db"] == "7")]
     labels = sorted(k.removeprefix("accuracy_") for k in rows[0] if k.startswith("accuracy_") and not k.endswith("_se"))
     head = ["variant", "scenario", "SNR", "PSNR", "SSIM", *(f"accuracy, {name}" for name in labels)]
-    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    out: list[list[str]] = []
     for r in shown:
         cells = [r["variant"], r["scenario"], f"{r['snr_db']} dB"]
         cells += [f"{float(r['psnr_db']):.2f} ± {float(r['psnr_se']):.2f} dB", f"{float(r['ssim']):.3f}"]
         cells += [f"{100 * float(r[f'accuracy_{name}']):.1f} %" if r[f"accuracy_{name}"] else "-" for name in labels]
-        out.append("| " + " | ".join(cells) + " |")
+        out.append(cells)
     r = rows[0]
     return [
         f"MU-MIMO OFDM downlink, Nf = {r['subcarriers']}, {r['images']} held-out photo crops, {r['seeds']} seeds of "
         f"channel and noise (± standard error over them), commit {r['commit']}. Small networks trained for "
         "minutes on one core on crops of 18 photographs; not the paper's CIFAR-10 figures:",
         "",
-        *out,
+        *table(head, out),
     ]
 
 
@@ -146,25 +150,27 @@ def denoising() -> list[str]:
         for r in read("sgd_jscc_gains.csv")
         if r["what"] in SHOWN_GAINS and r["snr_db"] in ("-5", "0", "10") and r["channel"] != "slow"
     ]
-    out = ["| difference | channel | SNR | SSIM | PSNR |", "|---|---|---|---|---|"]
+    head = ["difference", "channel", "SNR", "SSIM", "PSNR"]
+    out: list[list[str]] = []
     for r in gains:
         cells = [r["what"], r["channel"], f"{r['snr_db']} dB"]
         cells += [f"{float(r['ssim']):+.3f} ± {float(r['ssim_se']):.3f}"]
         cells += [f"{float(r['psnr_db']):+.2f} ± {float(r['psnr_db_se']):.2f} dB"]
-        out.append("| " + " | ".join(cells) + " |")
+        out.append(cells)
     rows = read("sgd_jscc.csv")
-    means = ["| receiver | channel | SNR | SSIM | PSNR |", "|---|---|---|---|---|"]
+    means_head = ["receiver", "channel", "SNR", "SSIM", "PSNR"]
+    means: list[list[str]] = []
     for r in rows:
         if r["snr_db"] not in ("-5", "0", "10") or r["channel"] == "slow":
             continue
         cells = [r["receiver"], r["channel"], f"{r['snr_db']} dB", f"{float(r['ssim']):.3f}"]
-        means.append("| " + " | ".join([*cells, f"{float(r['psnr_db']):.2f} dB"]) + " |")
+        means.append([*cells, f"{float(r['psnr_db']):.2f} dB"])
     crops, photographs = gains[0]["crops"], gains[0]["photographs"]
     text = f"SGD-JSCC, {crops} held-out 64x64 crops of {photographs} photographs, small networks trained for minutes on one "
     text += (
         "core; paired differences ± standard error over crops. A demonstration: never compare with the paper's figures:"
     )
-    return [text, "", *out, "", "What each receiver reaches:", "", *means]
+    return [text, "", *table(head, out), "", "What each receiver reaches:", "", *table(means_head, means)]
 
 
 def estimation() -> list[str]:
@@ -172,10 +178,8 @@ def estimation() -> list[str]:
     rows = read("dm_vb.csv")
     names = list(dict.fromkeys(r["estimator"] for r in rows))
     found = {(r["set"], r["data"], r["profile"], r["snr_db"], r["estimator"]): r for r in rows if r["density"] == "0.6"}
-    out = [
-        "| set | profile | SNR | " + " | ".join(f"`{name}`" for name in names) + " |",
-        "|" + "---|" * (3 + len(names)),
-    ]
+    head = ["set", "profile", "SNR", *(f"`{name}`" for name in names)]
+    out: list[list[str]] = []
     for kind, data, profile, snr in dict.fromkeys(key[:4] for key in found):
         if snr not in ("0", "10", "20", "30") or (data != "balanced" and not data.endswith(profile)):
             continue
@@ -184,14 +188,13 @@ def estimation() -> list[str]:
             r = found.get((kind, data, profile, snr, name))
             chosen = f" ({float(r['selection']):.2f})" if r and r["selection"] and name.startswith("dm-vb") else ""
             cells.append(f"{float(r['nmse_db']):.2f} ± {float(r['nmse_se']):.2f}{chosen}" if r else "-")
-        out.append("| " + " | ".join(cells) + " |")
+        out.append(cells)
     costs = []
     for name in names:
         r = found.get(("fixed", "balanced", "CDL-C", "20", name))
         if r:
             costs.append(f"`{name}` {float(r['cpu_ms_per_channel']):.3g} ms, {float(r['gflop_per_channel']):.2g} GFLOP")
-    gains = ["DM-VB's gain on the same channels, least and most over the profiles:", ""]
-    gains += ["| set | over | 0 dB | 10 dB | 20 dB | 30 dB |", "|---|---|---|---|---|---|"]
+    gains: list[list[str]] = []
     pairs = [r for r in read("dm_vb_gains.csv") if r["estimator"] == "dm-vb" and r["density"] == "0.6"]
     for kind, data, base in dict.fromkeys((r["set"], r["data"], r["over"]) for r in pairs):
         cells = []
@@ -201,19 +204,21 @@ def estimation() -> list[str]:
             ends = sorted({f"{g:+.1f}" for g in (min(found_gains), max(found_gains))}, key=float)
             cells.append(" to ".join(ends) + " dB")
         name = kind if data == "balanced" else f"{kind}, {data}"
-        gains.append("| " + " | ".join([name, f"`{base}`", *cells]) + " |")
+        gains.append([name, f"`{base}`", *cells])
     r = next(r for r in rows if r["profile"])
     missing = [f"- `{m['estimator']}` on the {m['set']} set: {m['note']}" for m in rows if not m["profile"]]
     return [
         f"DM-VB: NMSE in dB ± standard error over {r['channels']} held-out 16x64 channels, 38 QPSK pilots for 64 antennas, "
         f"commit {r['commit']} (in brackets: how often the profile's own expert was chosen):",
         "",
-        *out,
+        *table(head, out),
         "",
         f"Processor time and operations of a channel of CDL-C at 20 dB, {r['threads']} thread(s): "
         + "; ".join(costs)
         + ".",
         *missing,
         "",
-        *gains,
+        "DM-VB's gain on the same channels, least and most over the profiles:",
+        "",
+        *table(["set", "over", "0 dB", "10 dB", "20 dB", "30 dB"], gains),
     ]
