@@ -1,10 +1,13 @@
 """From which batch on ours wins, per op, dtype and matrix size: the grid's rows condensed, and who ran in each."""
 
 import csv
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from semcom_fast.ops import _matmul_rule
 
 from . import timing
 from .grid_ops import OWN_PRODUCT, Point
@@ -84,7 +87,32 @@ def worst_rows(rows: Rows) -> list[dict[str, object]]:
     return out
 
 
-def summarise(rows: Rows, path: Path) -> None:
+def product_rule(rows: Rows, cuda: bool) -> list[str]:
+    """mimo_matmul's dispatch held against its own kernel's rows: where does it take the slower side, and where to cut?
+
+    The slower side is the one that breaks the grid's rule against the other.
+    """
+    wrong: list[tuple[float, str]] = []
+    wins: dict[int, bool] = {}  # by the largest side of a product: does the kernel keep to the rule at every batch?
+    products = {p: r for p, r in rows.items() if p.op == OWN_PRODUCT and p.layout == "contiguous" and p.threads == 1}
+    for p, r in products.items():
+        ours, torch_us, ratio = float(r["ours_us"]), float(r["torch_us"]), float(r["ratio"])
+        chosen = _matmul_rule.ours(p.nr, p.nt, p.t, p.batch, cuda)
+        if not (obeys(ours, torch_us, ratio) if chosen else obeys(torch_us, ours, 1 / ratio)):
+            wrong.append((ratio if chosen else 1 / ratio, f"B={p.batch} M={p.nr} K={p.nt} N={p.t} {p.dtype}"))
+        side = max(p.nr, p.nt, p.t)
+        wins[side] = wins.get(side, True) and obeys(ours, torch_us, ratio)
+    if not products:
+        return []
+    text = f"mimo_matmul's rule takes the slower side in {len(wrong)} of {len(products)} products"
+    text += "".join(f"; {ratio:.2f}x at {where}" for ratio, where in sorted(wrong)[:3])
+    if not cuda:
+        return [text]
+    largest = max(itertools.takewhile(wins.__getitem__, sorted(wins)), default=0)
+    return [text, f"its kernel keeps to the rule up to side {largest}; GPU_LARGEST is {_matmul_rule.GPU_LARGEST}"]
+
+
+def summarise(rows: Rows, path: Path, tables: bool = True) -> None:
     """Print the summary and the failing rows; write both tables beside `path`."""
     summary = worst_rows(rows)
     for line in summary:
@@ -97,10 +125,12 @@ def summarise(rows: Rows, path: Path) -> None:
     for r in bad[:40]:
         print("below: " + " ".join(f"{k}={v}" for k, v in r.items()))
     stem = path.stem.removesuffix("_grid")
-    if summary:
+    if summary and tables:
         timing.write_csv(path.with_name(f"{stem}_grid_summary.csv"), summary)
         with path.with_name(f"{stem}_crossover.csv").open("w", newline="") as f:
             writer = csv.DictWriter(f, FIELDS)
             writer.writeheader()
             writer.writerows(table(rows))
-    print(f"{len(rows)} rows, {len(bad)} below the rule; tables beside {path}")
+    for text in product_rule(rows, cuda=timing.device != "cpu"):
+        print(text)
+    print(f"{len(rows)} rows, {len(bad)} below the rule{'; tables' * tables} beside {path}")

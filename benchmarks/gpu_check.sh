@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Proves the GPU code on the machine it runs on, in one call of about nine minutes at most, or a stage at a time:
+# Proves the GPU code on the machine it runs on, in one call of about ten minutes at most, or a stage at a time:
 #
 #   benchmarks/gpu_check.sh [FOLDER [STAGE...]]        stages: build tests sanitize bench tune (default: all, in turn)
 #
-# Leaves at most eight files in FOLDER (default benchmarks/results), named by device and date: a summary with device,
-# driver, versions and commit, one log, the tests as XML, the CSV files of ops, loops and sweep, the roofline as PNG, and
-# the table of launch choices with the sweep's winners. Goes on after a failure; exits with 1 if any part failed or ran out
-# of its time, 2 without a device.
+# Leaves at most eight files in FOLDER (default benchmarks/results), named by device and date: one log (device, driver,
+# versions and commit first, a summary last), the tests as XML, the CSV files of ops, loops, grid and sweep, the roofline as
+# PNG, and the table of launch choices with the sweep's winners. Goes on after a failure; exits with 1 if any part failed or
+# ran out of its time, 2 without a device.
 #
 # GPU_CHECK_SCALE=3 gives every part three times its time, GPU_CHECK_LIMIT=60 each the same; GPU_CHECK_FULL=1 measures all
 # sizes instead of the quick ones; SEMCOM_FAST_COMMIT names the commit where git cannot. Needs nvcc, CMake, ninja, a CUDA
@@ -33,12 +33,15 @@ print(re.sub(r"\W+", "_", torch.cuda.get_device_name()).lower(), "%d%d" % torch.
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 tag=${name}_$(date +%Y%m%d)
 log=$out/gpu_check_$tag.log
-summary=$out/gpu_check_$tag.txt
+summary=
 export PYTHONUNBUFFERED=1
 SEMCOM_FAST_COMMIT=${SEMCOM_FAST_COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
 export SEMCOM_FAST_COMMIT
 failed=0
-tell() { printf '%s\n' "$*" | tee -a "$summary" "$log"; }
+tell() {
+  summary+=$*$'\n'
+  printf '%s\n' "$*" | tee -a "$log"
+}
 
 # part NAME SECONDS COMMAND...: runs it within its time, its output into the log and the end of it onto the screen.
 part() {
@@ -93,6 +96,7 @@ sanitize() {
 bench() {
   part "ops" 60 "$python" -m benchmarks ops --device cuda --graphs "${quick[@]}" --csv "$out/gpu_$tag.csv" \
     --png "$out/gpu_$tag.png"
+  part "grid" 45 "$python" -m benchmarks grid --device cuda "${quick[@]}" --no-tables --csv "$out/gpu_grid_$tag.csv"
   part "loops" 30 "$python" -m benchmarks loops --device cuda "${quick[@]}" --csv "$out/gpu_loops_$tag.csv"
 }
 
@@ -103,6 +107,5 @@ tune() {
 }
 
 for stage in "${stages[@]}"; do "$stage"; done
-printf '\n'
-cat "$summary"
+printf '\n== summary\n%s' "$summary" | tee -a "$log"
 exit $failed

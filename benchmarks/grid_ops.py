@@ -67,11 +67,6 @@ def _h(b: int, r: int, c: int) -> Operand:
     return (b, 1, 1, r, c), True
 
 
-def _first_user(h: Tensor, x: Tensor) -> Tensor:
-    """One user needs no sum: `peers.apply_matmul` without its last pass."""
-    return h[:, 0] @ x[:, 0]
-
-
 def _gram(h: Tensor) -> Tensor:
     gram = h @ h.mH
     gram.diagonal(dim1=-2, dim2=-1).add_(ALPHA)
@@ -115,12 +110,7 @@ OPS = [
         "blockdiag_apply",
         lambda b, r, c, t: [_h(b, r, c), ((b, 1, 1, c, t), False)],
         sf.blockdiag_apply,
-        {
-            "one user": _first_user,
-            "matmul": peers.apply_matmul,
-            "einsum": peers.apply_einsum,
-            "broadcast": peers.apply_broadcast,
-        },
+        {"matmul": peers.apply_matmul, "einsum": peers.apply_einsum, "broadcast": peers.apply_broadcast},
         lambda r, c, t: r * t,
         lambda r, c, t: 8 * r * c * t,
     ),
@@ -192,9 +182,11 @@ _PRODUCTS: dict[str, Callable[..., object]] = {
 
 def _own_product(a: Tensor, b: Tensor) -> Tensor:
     """The kernel behind mimo_matmul whatever its rule says: the other side of the crossover."""
-    out = a.new_empty((*a.shape[:-1], b.shape[-1]))
+    out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype, device=a.device)  # new_empty carries out a conjugate
     left, right = ((t.data_ptr(), t.shape, t.stride(), t.is_conj(), False) for t in (a, b))
-    kernel("cpu_mimo_matmul")(a.dtype is torch.complex128, left, right, out.data_ptr(), out.shape)
+    where = (a.device.index, torch._C._cuda_getCurrentRawStream(a.device.index)) if a.is_cuda else ()
+    own = kernel("cuda_mimo_matmul" if a.is_cuda else "cpu_mimo_matmul")
+    own(a.dtype is torch.complex128, left, right, out.data_ptr(), out.shape, *where)
     return out
 
 
@@ -212,7 +204,7 @@ OPS += [
 BY_NAME = {op.name: op for op in OPS}
 
 
-def kernel_name(p: Point, level: str) -> str:
+def kernel_name(p: Point, level: str, cuda: bool = False) -> str:
     """What runs: this package's kernel, or torch's product where mimo_matmul's rule hands it over."""
-    own = p.op != "mimo_matmul" or _matmul_rule.ours(p.nr, p.nt, p.t, p.batch, False, p.layout != "mH")
+    own = p.op != "mimo_matmul" or _matmul_rule.ours(p.nr, p.nt, p.t, p.batch, cuda, p.layout != "mH")
     return level if own else "torch"

@@ -1,15 +1,17 @@
 """The grid's tables: their rules on made-up rows, and the committed crossover against the dispatch rules in the code."""
 
 import csv
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import crossover, grid, timing  # noqa: E402
+from benchmarks import crossover, grid, grid_bench, timing  # noqa: E402
 from benchmarks.grid_ops import BATCHES, BY_NAME, OPS, OWN_PRODUCT, Point  # noqa: E402
 from semcom_fast.ops import _matmul_rule  # noqa: E402
 from semcom_fast.ops._register import OPS as REGISTERED  # noqa: E402
@@ -20,7 +22,8 @@ TABLE = timing.RESULTS / "cpu_crossover.csv"
 def row(batch, ratio, op="rzf_matrix", torch_us=100.0, kernel="cpu v4", threads=1):
     p = Point(op, "complex64", "contiguous", threads, 4, 4, 1, batch)
     return p, {
-        k: str(v) for k, v in grid.GridRow(p, kernel, torch_us / ratio, "solve", torch_us, ratio, 5).line().items()
+        k: str(v)
+        for k, v in grid_bench.GridRow(p, kernel, torch_us / ratio, "solve", torch_us, ratio, 5).line().items()
     }
 
 
@@ -74,13 +77,131 @@ def test_resumes(tmp_path, monkeypatch):
     """A second run measures nothing that is in the file; --fresh does."""
     measured = []
     monkeypatch.setattr(
-        grid.Bench, "row", lambda self, p: measured.append(p) or grid.GridRow(p, "cpu v4", 1, "a", 9, 9, 3)
+        grid.Bench, "row", lambda self, p: measured.append(p) or grid_bench.GridRow(p, "cpu v4", 1, "a", 9, 9, 3)
     )
     argv = ["--quick", "--ops", "rzf_matrix", "--threads", "1", "--csv", str(tmp_path / "cpu_grid.csv")]
     assert grid.main(argv) == 0
     first = len(measured)
     assert grid.main(argv) == 0 and len(measured) == first > 0
     assert grid.main([*argv, "--fresh"]) == 0 and len(measured) == 2 * first
+
+
+class Machine:
+    """A stand-in for a machine: sides take the seconds they are given; `queued` ones only once somebody waits."""
+
+    def __init__(self, monkeypatch, us, queued=False):
+        self.now, self.pending, self.calls, self.waits = 0.0, 0.0, [], 0
+        self.us, self.queued = us, queued
+        sides = {name: lambda *_, name=name: self.spend(name) for name in us}
+        op = dataclasses.replace(BY_NAME["rzf_matrix"], ours=sides.pop("ours"), peers=sides)
+        monkeypatch.setitem(BY_NAME, op.name, op)
+        monkeypatch.setattr(timing, "last_cache_bytes", lambda: 1)
+        monkeypatch.setattr(timing, "synchronise", self.wait)
+        monkeypatch.setattr(grid_bench, "keep_freed_memory", lambda: None)
+        arena = grid_bench.Arena(torch.complex64, 8 << 20, "cpu")
+        monkeypatch.setattr(grid_bench, "Arena", lambda *_: arena)
+        self.batch = 1
+
+    def spend(self, name):
+        self.calls.append(name)
+        seconds = self.us[name](self.batch) * 1e-6
+        if self.queued:
+            self.now, self.pending = self.now + 5e-6, self.pending + seconds
+        else:
+            self.now += seconds
+
+    def wait(self):
+        self.waits += 1
+        self.now, self.pending = self.now + self.pending, 0.0
+
+    def row(self, bench, batch, **more):
+        self.batch, self.calls, self.waits = batch, [], 0
+        bench.clock = lambda: self.now
+        return bench.row(Point("rzf_matrix", "complex64", "contiguous", 1, 4, 4, 1, batch, **more))
+
+
+def test_work_goes_where_it_decides(monkeypatch):
+    """Slow formulations are dropped from the next batch on; long clear calls run once; a failing row is repeated."""
+    us = {
+        "ours": lambda b: 2.0 + b,
+        "solve": lambda b: 3.0 + 5 * b,
+        "inv": lambda b: 30.0 + 9 * b,
+        "slow": lambda b: 90 * b,
+    }
+    machine, bench = Machine(monkeypatch, us), grid_bench.Bench("wall")
+    row = machine.row(bench, 1)
+    assert (row.best_torch, row.ratio, row.rounds) == ("solve", pytest.approx(8 / 3), 5)
+    assert machine.calls.count("slow") == machine.calls.count("inv") == 2 < machine.calls.count("ours")
+    row = machine.row(bench, 16)
+    assert (row.ratio, row.rounds) == (pytest.approx(83 / 18), 2) and "slow" not in machine.calls
+    assert machine.row(bench, 256).rounds == 2 and sorted(set(machine.calls)) == ["inv", "ours", "solve"]
+    row = machine.row(bench, 65536)
+    assert (row.ours_us, row.rounds, machine.calls[0]) == (pytest.approx(65538), 1, "ours")
+    assert sorted(machine.calls[1:]) == ["inv", "solve"]
+    us["ours"] = lambda b: 6.0 * b
+    row = machine.row(bench, 4096)
+    assert not row.passes and row.rounds > 3 and machine.calls.count("ours") > 10
+    assert grid_bench.GridRow(row.point, "cpu", 100, "solve", 100, 1.0, 5).passes and not row.clear
+
+
+def test_a_gpu_is_waited_for(monkeypatch):
+    """Calls that only queue work are timed with the work; the rows name the rule that chose their kernel."""
+    monkeypatch.setattr(timing, "device", "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    us = {"ours": lambda b: 7.0, "solve": lambda b: 70.0}
+    machine, bench = Machine(monkeypatch, us, queued=True), grid_bench.Bench("wall")
+    row = machine.row(bench, 1)
+    assert (row.kernel, row.ours_us, row.torch_us) == ("cuda sm_90", pytest.approx(12), pytest.approx(75))
+    assert machine.waits >= 2 and machine.pending == 0
+    for sides, kernel in (((16, 16, 8), "cuda sm_90"), ((16, 64, 8), "torch")):
+        p = Point("mimo_matmul", "complex64", "contiguous", 1, *sides, 1)
+        assert grid_bench.kernel_name(p, bench.level, True) == kernel
+
+
+def test_arena_hands_out_fresh_strided_sets():
+    """Each set has memory of its own; `.mH` marks the channel alone; a lap later the first comes round again."""
+    arena = grid_bench.Arena(torch.complex64, 8 << 20, "cpu")
+    operands = BY_NAME["rzf_precode"].operands(2, 3, 5, 8)
+    sets = arena.take(operands, True, 7)
+    assert len({t.data_ptr() for s in sets for t in s}) == 14
+    for h, s in sets:
+        assert h.shape == (2, 3, 5) and h.is_conj() and h.mH.is_contiguous() and s.shape == (2, 3, 8)
+        assert not s.is_conj() and s.is_contiguous() and h.data_ptr() % 128 == arena.values.data_ptr() % 128
+    arena.at = arena.values.numel() - 16
+    assert arena.take(operands, False)[0][0].data_ptr() == arena.values.data_ptr()
+
+
+def test_cuda_needs_a_device(monkeypatch, capsys):
+    """One line that says what is missing; with a device its name is the file's, and threads are refused."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for argv, text in (
+        (["--device", "cuda"], "torch sees no CUDA device"),
+        (["--device", "cuda", "--threads", "1"], "are a CPU's"),
+    ):
+        with pytest.raises(SystemExit) as err:
+            grid.main(argv)
+        assert err.value.code == 2 and text in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(grid, "cuda_usable", lambda: False)
+    with pytest.raises(SystemExit):
+        grid.main(["--device", "cuda"])
+    assert "no CUDA kernels" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert grid.default_path("cuda").name == "nvidia_h100_80gb_hbm3_grid.csv"
+    large = max(p.batch * BY_NAME[p.op].flops(p.nr, p.nt, p.t) for p in grid.points(OPS, [1], False, False, "cuda"))
+    assert 1e10 < large <= 1e11
+
+
+def test_the_product_rule_is_held_against_its_rows():
+    """A product handed to the slower side is counted and named; the largest side that wins stands beside the limit."""
+    rows = {}
+    for side in (1, 8, 16, 64):
+        p = Point(OWN_PRODUCT, "complex64", "contiguous", 1, side, side, 8, 4096)
+        rows[p] = {"ours_us": "100", "torch_us": "200" if side != 16 else "50", "ratio": "2" if side != 16 else "0.5"}
+    text = crossover.product_rule(rows, cuda=True)
+    assert "the slower side in 2 of 4 products; 0.50x at B=4096 M=16" in text[0] and "M=64 K=64 N=8" in text[0]
+    assert text[1] == f"its kernel keeps to the rule up to side 8; GPU_LARGEST is {_matmul_rule.GPU_LARGEST}"
+    assert crossover.product_rule({}, cuda=True) == []
 
 
 @pytest.mark.skipif(not TABLE.exists(), reason="no grid has been measured: semcom-fast bench grid")

@@ -59,15 +59,15 @@ def test_all_stages(check):
     status, text, calls, left = check(SEMCOM_FAST_COMMIT="abc1234")
     assert status == 0, text
     assert "pip install --no-build-isolation --no-deps" in calls[0] and calls[0].split()[-2:] == ["-e", "."]
-    order = "pip.*pytest.*pytest.*slow.*tool memcheck.*tool racecheck.*benchmarks ops.*benchmarks loops"
-    assert re.search(order + ".*benchmarks tune", " ".join(calls))
+    order = "pip.*pytest.*pytest.*slow.*tool memcheck.*tool racecheck.*benchmarks ops.*benchmarks grid"
+    assert re.search(order + ".*benchmarks loops.*benchmarks tune", " ".join(calls))
     assert len(left) == 8 and all("stub_device_2" in name for name in left), left
-    assert text.count("passed") == 2 * 10 and "commit abc1234" in text and "a GPU, 580" in text
+    assert text.count("passed") == 2 * 11 and "commit abc1234" in text and "a GPU, 580" in text
 
 
 def test_one_stage(check):
     status, text, calls, left = check("bench", "tune")
-    assert status == 0 and len(calls) == 3, text
+    assert status == 0 and len(calls) == 4, text
     assert len(left) == 7 and all(c.startswith("-m benchmarks ") for c in calls)
 
 
@@ -80,7 +80,7 @@ def test_goes_on_after_a_failure(check, broken, count):
 def test_a_part_that_does_not_end(check):
     """A part that outruns its time is ended and named; the others follow."""
     status, text, calls, _ = check("bench", ENDLESS="loops", GPU_CHECK_LIMIT="1")
-    assert status == 1 and "OUT OF TIME loops (1 s)" in text and "passed      ops" in text and len(calls) == 2
+    assert status == 1 and "OUT OF TIME loops (1 s)" in text and "passed      ops" in text and len(calls) == 3
 
 
 def test_without_a_device_and_unknown_stages(check):
@@ -96,7 +96,7 @@ def test_the_options_exist(check, capsys, monkeypatch):
     _, _, calls, _ = check("bench", "tune")
     for call in calls:
         words = shlex.split(call)[2:]
-        verb = words[0] if words[0] == "tune" else "__main__"
+        verb = words[0] if words[0] in ("tune", "grid") else "__main__"
         with pytest.raises(SystemExit):
             importlib.import_module(f"benchmarks.{verb}").main(["--help"])
         known = capsys.readouterr().out
