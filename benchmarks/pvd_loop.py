@@ -19,6 +19,7 @@ from semcom_fast.links import draw_channel, noise_var_from_snr_db, transmit
 from semcom_fast.receivers import PVD, GaussianChannelPrior, PVDConfig
 from semcom_fast.systems.blind_mimosc.experiment import Link
 from semcom_fast.systems.blind_mimosc.networks import load_denoiser, load_encoder, load_photo_codec, load_photo_denoiser
+from semcom_fast.systems.blind_mimosc.overhead import network_pass
 
 from . import loops, timing
 
@@ -181,41 +182,6 @@ def user_style(p: Problem, draw: Draw) -> tuple[Tensor, Tensor]:
     return h[0], d[0]
 
 
-def network_calls(p: Problem) -> Callable[[], None]:
-    """The network calls of a run and nothing else, on the inputs and cotangents of a run: denoiser and encoder forward, the
-    vector-Jacobian product of their chain, and the encoder at the probe."""
-    calls: list[list[Any]] = []
-
-    def denoiser(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append([x.detach(), sigma])
-        return p.denoiser(x, sigma)
-
-    def encoder(d: Tensor) -> Tensor:
-        x = p.encoder(d)
-        if x.requires_grad:
-            x.register_hook(calls[-1].append)
-        else:
-            calls[-1].append(d)
-        return x
-
-    PVD(encoder, GaussianChannelPrior(), denoiser, p.config).run(p.y, p.noise_var)
-    *found, last = [tuple(call) for call in calls]  # x, sigma, probe point, cotangent; the last also the final mean
-
-    def run() -> None:
-        for x, sigma, probe, cotangent, *final in (*found, last):
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_(True)
-                sent = p.encoder(p.denoiser(leaf, sigma)[0])
-            with torch.no_grad():
-                p.encoder(probe)
-            torch.autograd.grad(sent, leaf, cotangent)
-            for d in final:
-                with torch.no_grad():
-                    p.encoder(d)
-
-    return run
-
-
 def agreement(p: Problem) -> dict[str, float]:
     """Both other programs against the loop on its own draws, over a short run."""
     short = replace(p, config=replace(p.config, **CHECKED))
@@ -266,7 +232,7 @@ def case(size: str, quick: bool) -> loops.LoopCase:
 
     sides = {
         "loop": lambda: receiver.run(p.y, p.noise_var),
-        "network": network_calls(p),
+        "network": network_pass(p.encoder, p.denoiser, p.config, p.y, p.noise_var),
         "plain": run(plain_torch),
         "user": run(user_style),
     }

@@ -200,7 +200,7 @@ def test_time_of_a_step_is_that_of_its_networks_and_the_loop():
         0.1,
         2,
     )
-    assert calls == [3] * 6  # 2 timed steps and one to warm up, in the loop and alone
+    assert calls == [3] * 7  # 2 timed steps and one to warm up, in the loop and alone; one is recorded
     assert found.steps == 2 and found.batch == 3 and min(found.network, found.step) >= 0.05
     assert found.run_seconds(600) == pytest.approx(200 * found.step)
     with pytest.raises(ValueError, match="at least 1 inner step"):

@@ -1,6 +1,7 @@
 """Blind reception of held-out digits end to end: success rates, gaps to the oracle, and a receiver without training."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,14 +143,20 @@ def test_overhead_is_measured_on_equal_terms(digits):
         calls["denoiser"] += 1
         return denoiser(x, sigma)
 
-    config = sf.PVDConfig(Jin=2)
-    overhead.network_pass(counted_encoder, counted_denoiser, config, 5)()
-    alone = dict(calls)
-    overhead.loop_pass(counted_encoder, counted_denoiser, config, Link(), digits.test[:5], 20.0)()
-    looped = {name: calls[name] - alone[name] for name in calls}
-    assert alone["denoiser"] == looped["denoiser"] == 60
-    # one codeword to make a cotangent here; one to transmit and one for the final energy there
-    assert alone["encoder"] - 1 == looped["encoder"] - 2 == 120
+    config, link = sf.PVDConfig(Jin=2), Link()
+    y = transmit(
+        draw_channel(5, 1, link.blocks, link.nr, link.nt, seed=0), encoder(digits.test[:5].unsqueeze(1)), 0.05, 0
+    )
+    alone = overhead.network_pass(counted_encoder, counted_denoiser, config, y, 0.05)
+    looped = dict(calls)  # it records a run
+    alone()
+    assert {name: calls[name] - looped[name] for name in calls} == looped == {"denoiser": 60, "encoder": 121}
+    before = dict(calls)
+    short = overhead.network_pass(counted_encoder, counted_denoiser, replace(config, J=1, Jin=1), y, 0.05, end=False)
+    recorded = dict(calls)
+    short()
+    assert {name: recorded[name] - before[name] for name in calls} == {"denoiser": 1, "encoder": 3}
+    assert {name: calls[name] - recorded[name] for name in calls} == {"denoiser": 1, "encoder": 2}
     cost = overhead.measure(encoder, denoiser, digits.test[:5], config=config, rounds=1)
     assert cost.overhead == pytest.approx((cost.loop_us - cost.network_us) / cost.network_us)
 

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...links import draw_channel, noise_var_from_snr_db, transmit
 from ...receivers import PVD, GaussianChannelPrior, PVDConfig
+from ...receivers.users import Denoiser, Encoder
 from .experiment import Link
 
 ROUNDS = 7
@@ -23,51 +25,64 @@ class Overhead(NamedTuple):
     overhead: float
 
 
+@dataclass
+class _Call:
+    """One inner iteration's network inputs: the denoiser's, those of encoder calls without a gradient, the cotangent."""
+
+    x: Tensor
+    sigma: Tensor
+    encoded: list[Tensor] = field(default_factory=list)
+    cotangent: Tensor | None = None
+
+
 def network_pass(
-    encoder, denoiser, config: PVDConfig, batch: int, device: torch.device | str = "cpu"
+    encoder: Encoder,
+    denoiser: Denoiser,
+    config: PVDConfig,
+    y: Tensor,
+    noise_var: float,
+    denoiser_h: Denoiser | None = None,
+    *,
+    end: bool = True,
 ) -> Callable[[], None]:
-    """The network calls of one whole run and nothing else, as a function to time.
+    """The network calls of one whole run and nothing else, on the inputs and cotangents of a run, as a function to time.
 
-    Per inner iteration, as in the loop: denoiser and encoder forward, the vector-Jacobian product of their chain, and
-    one more encoder forward for the secant probe. The channel prior is a closed form, not a network. Inputs follow the
-    schedule: a digit-like source under noise of each level.
+    Per inner iteration, as in the loop: denoiser and encoder forward, the encoder at the secant probe, and the
+    vector-Jacobian product of denoiser and encoder. The channel prior (default: i.i.d. CN(0, 1)) is a closed form, no
+    network.
+
+    Args:
+        encoder, denoiser: of the source, one callable each.
+        y: [B,K,Nr,T]. noise_var: of the run that is recorded.
+        end: with the encoder call behind the final residual energy.
     """
-    sigmas = torch.tensor(config.schedule()).to(device)
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch, config.users, *config.source_shape)
-    clean = (2 * torch.rand(shape, generator=generator) - 1).to(device)
-    noise = torch.randn(shape, generator=generator).to(device)
-    probe = torch.randn(shape, generator=generator).to(device)
-    with torch.no_grad():
-        codeword = encoder(clean)
-    cotangent = torch.randn(codeword.shape, dtype=codeword.dtype, generator=generator).to(device)
-    levels = [sigmas[j] for j in reversed(range(config.J))]
-    noisy = [clean + sigma * noise for sigma in levels]
+    calls: list[_Call] = []
+
+    def recorded_denoiser(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(_Call(x.detach(), sigma))
+        return denoiser(x, sigma)
+
+    def recorded_encoder(d: Tensor) -> Tensor:
+        x, call = encoder(d), calls[-1]
+        if x.requires_grad:
+            x.register_hook(lambda cotangent: setattr(call, "cotangent", cotangent))
+        else:
+            call.encoded.append(d)
+        return x
+
+    PVD(recorded_encoder, denoiser_h or GaussianChannelPrior(), recorded_denoiser, config).run(y, noise_var)
+    if not end:
+        calls[-1].encoded.pop()
 
     def run() -> None:
-        for sigma, x in zip(levels, noisy, strict=True):
-            for _ in range(config.Jin):
-                with torch.enable_grad():
-                    leaf = x.detach().requires_grad_(True)
-                    mean, _ = denoiser(leaf, sigma)
-                    sent = encoder(mean)
-                torch.autograd.grad(sent, leaf, cotangent)
-                with torch.no_grad():
-                    encoder(probe)
-
-    return run
-
-
-def loop_pass(encoder, denoiser, config: PVDConfig, link: Link, images: Tensor, snr_db: float) -> Callable[[], None]:
-    """One whole run of the receiver on images [B,64], as a function to time."""
-    noise_var = noise_var_from_snr_db(snr_db, users=link.users, nt=link.nt)
-    sent = images.unsqueeze(1).expand(-1, link.users, -1)
-    h = draw_channel(len(images), link.users, link.blocks, link.nr, link.nt, seed=0)
-    y = transmit(h, encoder(sent), noise_var, 0)
-    receiver = PVD(encoder, GaussianChannelPrior(), denoiser, config)
-
-    def run() -> None:
-        receiver.run(y, noise_var)
+        for call in calls:
+            with torch.enable_grad():
+                leaf = call.x.detach().requires_grad_(True)
+                sent = encoder(denoiser(leaf, call.sigma)[0])
+            with torch.no_grad():
+                for d in call.encoded:
+                    encoder(d)
+            torch.autograd.grad(sent, leaf, call.cotangent)
 
     return run
 
@@ -96,9 +111,13 @@ def measure(
     """
     link = link or Link()
     config = config or PVDConfig(users=link.users, nt=link.nt)
+    noise_var = noise_var_from_snr_db(snr_db, users=link.users, nt=link.nt)
+    h = draw_channel(len(images), link.users, link.blocks, link.nr, link.nt, seed=0)
+    y = transmit(h, encoder(images.unsqueeze(1).expand(-1, link.users, -1)), noise_var, 0)
+    receiver = PVD(encoder, GaussianChannelPrior(), denoiser, config)
     passes = {
-        "loop": loop_pass(encoder, denoiser, config, link, images, snr_db),
-        "network": network_pass(encoder, denoiser, config, len(images)),
+        "loop": lambda: receiver.run(y, noise_var),
+        "network": network_pass(encoder, denoiser, config, y, noise_var),
     }
     seconds: dict[str, list[float]] = {"loop": [], "network": []}
     for turn in range(rounds):

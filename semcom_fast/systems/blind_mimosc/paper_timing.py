@@ -81,7 +81,7 @@ def time_steps(
 
     PVD(encoder, receiver.denoiser_h, denoiser, config).run(y, noise_var, on_level=stamp)
     loop = statistics.median(b - a for a, b in itertools.pairwise(stamps))
-    alone = network_pass(encoder, denoiser, replace(config, J=1), len(y), y.device)
+    alone = network_pass(encoder, denoiser, replace(config, J=1), y, noise_var, receiver.denoiser_h, end=False)
     seconds = []
     for turn in range(steps + 1):
         began = _clock(y.device)
