@@ -146,6 +146,19 @@ def test_the_estimator_waits_per_iteration_not_per_step():
     assert found[10].inside.copies == found[20].inside.copies
 
 
+@pytest.mark.parametrize("init", ["uniform", "per_expert"])
+def test_an_outer_iteration_waits_three_times(init):
+    """At the chain's end, for the evidence's check, and once for both decisions: who goes on, and with which experts."""
+    p, networks, waits = vb_loop.Problem.make(2, 10.0), vb_loop.make_networks(16, 4)[:2], []
+    experts = [vb_loop.CNNExpert(n, torch.float32) for n in networks]
+    for iterations in (2, 3, 4):
+        estimator = sf.VBMoE(
+            experts, sf.VBMoEConfig(steps=4, iterations=iterations, tolerance=0.0, prune=0.0, init=init)
+        )
+        waits.append(counts.count(lambda e=estimator: e.run(p.y, p.svd, p.noise_var), networks).run.syncs)
+    assert waits[2] - waits[1] == waits[1] - waits[0] == 3
+
+
 def test_published_style_waits_at_every_step(cases, counted):
     for name, case in cases.items():
         assert counted[name]["user"].inside.syncs >= 2 * (case.steps - 1), name

@@ -8,7 +8,7 @@ from sf_testing import draw
 pytest.importorskip("triton", reason="triton is not installed: pip install 'semcom-fast[triton]'")
 
 import semcom_fast as sf
-from semcom_fast.receivers import graph_pvd
+from semcom_fast.receivers import graph_pvd, pvd_batches, run_in_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes discarded lanes
 K, NR, T, J, JIN = 1, 2, 2, 2, 2
@@ -169,6 +169,17 @@ def test_levels_are_seen_at_their_borders(jin, device, captured):
         for name in ("h", "d", "energy", "score_var"):
             torch.testing.assert_close(getattr(g, name), getattr(w, name), rtol=1e-5, atol=1e-4)
     assert not torch.equal(got[0].h, got[1].h)
+
+
+def test_parts_of_a_batch_share_a_graph(device, captured):
+    """run_in_batches hands graph= on, one recording for all equal parts; and leaves room for what a graph holds."""
+    stand_in, _, recorded = captured
+    receiver, y = stand_in(_receiver(device)), _received(device)
+    got = run_in_batches(receiver, y, 0.05, limit=1, seed=4, first_item=2, graph=True)
+    assert len(recorded) == len(receiver.graphs.kept) == 1
+    _same(got, _receiver(device).run(y, 0.05, seed=4, first_item=2))
+    room = 2 * pvd_batches.bytes_per_start(receiver, y, 0.05)
+    assert [pvd_batches.part_size(receiver, y, 0.05, 3, room, graph=graph) for graph in (False, True)] == [2, 1]
 
 
 def test_a_single_iteration_needs_no_graph(device, captured):

@@ -100,9 +100,9 @@ def bytes_per_start(receiver: PVD, y: Tensor, noise_var: float | Tensor) -> int:
     return max(found.bytes, 1)
 
 
-def _run_part(receiver: PVD, y: Tensor, noise_var: float | Tensor, seed: int, item: int) -> PVDResult:
+def _run_part(receiver: PVD, y: Tensor, noise_var: float | Tensor, seed: int, item: int, graph: bool) -> PVDResult:
     try:
-        return receiver.run(y, noise_var, seed=seed, first_item=item)
+        return receiver.run(y, noise_var, seed=seed, first_item=item, graph=graph)
     except DivergedError as lost:
         return lost.result  # infinite energy: the choice among all starts is made at the end
 
@@ -117,17 +117,21 @@ def _fits(run: Callable[[], PVDResult]) -> PVDResult | None:
     return None
 
 
-def _halved(size: int, device: torch.device) -> int:
-    """The next size to try; called when nothing of the failed attempt is referenced any more."""
+def _halved(receiver: PVD, size: int, device: torch.device) -> int:
+    """The next size to try; called when nothing of the failed attempt is referenced any more but captured steps."""
     if size == 1:
         raise RuntimeError(f"PVD: one start alone is out of memory on {device}; smaller networks or another device")
+    receiver.graphs.kept.clear()  # each holds the memory of an iteration
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return size // 2
 
 
-def part_size(receiver: PVD, y: Tensor, noise_var: float | Tensor, starts: int, memory: int | None) -> int:
-    """Starts at once that stay within `memory` bytes (None: half of what is free)."""
+def part_size(
+    receiver: PVD, y: Tensor, noise_var: float | Tensor, starts: int, memory: int | None, graph: bool = False
+) -> int:
+    """Starts at once that stay within `memory` bytes (None: half of what is free); a captured iteration has memory of
+    its own beside that of the first one, which runs as usual."""
     if memory is None:
         free = free_memory(y.device)
         if free is None:
@@ -135,7 +139,7 @@ def part_size(receiver: PVD, y: Tensor, noise_var: float | Tensor, starts: int, 
         memory = int(free * SHARE)
     if starts <= 1:
         return 1
-    return min(starts, max(1, memory // bytes_per_start(receiver, y, noise_var)))
+    return min(starts, max(1, memory // (bytes_per_start(receiver, y, noise_var) * (1 + graph))))
 
 
 def run_in_batches(
@@ -150,6 +154,7 @@ def run_in_batches(
     first_item: int = 0,
     on_part: Callable[[int, int], None] | None = None,
     progress: bool = False,
+    graph: bool = False,
 ) -> PVDResult:
     """:meth:`PVD.run` in as many parts as memory asks for; images, random numbers and result are those of one run.
 
@@ -166,6 +171,7 @@ def run_in_batches(
             with what was computed before kept.
         on_part: called after every part with (starts done, starts in all).
         progress: show a bar over starts, which moves after every part (extra `demo`).
+        graph: as of `run`: the iterations of every part replay a CUDA graph, captured once for all parts of one size.
 
     Raises:
         DivergedError: every restart of some image is non-finite; it names the image by its place in the whole batch and
@@ -182,7 +188,7 @@ def run_in_batches(
     if starts == 0:
         return receiver.run(y, noise_var, restarts=restarts, seed=seed, first_item=first_item)
     if limit is None or memory is not None:
-        size = min(part_size(receiver, y, noise_var, starts, memory), limit or starts)
+        size = min(part_size(receiver, y, noise_var, starts, memory, graph), limit or starts)
     else:
         size = min(limit, starts)
     bar = require_extra("tqdm.auto", "demo").tqdm(total=starts, desc="PVD", unit="start") if progress else None
@@ -195,9 +201,9 @@ def run_in_batches(
             if isinstance(noise_var, Tensor) and noise_var.numel() > 1
             else noise_var
         )
-        part = _fits(partial(_run_part, receiver, y[rows], level, seed, first_item * restarts + done))
+        part = _fits(partial(_run_part, receiver, y[rows], level, seed, first_item * restarts + done, graph))
         if part is None:
-            size = _halved(size, y.device)
+            size = _halved(receiver, size, y.device)
             continue
         parts.append(part)
         done += len(rows)

@@ -123,6 +123,8 @@ class _Outer:
         self.gamma0 = prior.expand(count)
         self.gamma = self.gamma0 if self.config.shared else self.gamma0.expand(rows, count)
         self.rho = s.new_full((rows, count), 1 / count)
+        # what the next iteration decides by, without a wait: the same number in float64
+        self.rho_on_host = np.full((rows, count), torch.tensor(1 / count, dtype=s.dtype).item())
         self.likelihood = self.data = s.new_full((rows, count), torch.nan)
         self.h = run.start
         self.moving = np.ones(rows, dtype=bool)
@@ -181,12 +183,13 @@ class _Outer:
         found = [self._evidence(ends[k], [k], None) for k in range(count)]
         self.likelihood, self.data = (torch.cat([pair[i] for pair in found], 1) for i in range(2))
         self.rho, self.gamma = self._responsibilities()
+        self.rho_on_host = self.rho.numpy(force=True).astype(np.float64)
         self.h = ends[self.rho.argmax(1), torch.arange(run.rows, device=ends.device)]
         self.iterations[:] = 1
 
     def _update(self) -> None:
         """q(H), q(z) and q(pi), for the channels that still move."""
-        weights, used = pruned(self.rho.double().cpu().numpy(), self.config.prune)
+        weights, used = pruned(self.rho_on_host, self.config.prune)
         fresh = self.moving
         if self.last is not None and self.config.tolerance > 0:  # the same weights would give the same channel again
             fresh = fresh & ((weights != self.last[0]) | (used != self.last[1])).any(1)
@@ -201,14 +204,18 @@ class _Outer:
             )
         rho, gamma = self._responsibilities()
         self.iterations[self.moving] += 1
-        change = (rho - self.rho).abs().amax(1).cpu().numpy()
+        change = (rho - self.rho).abs().amax(1, keepdim=True)
+        if not self.config.shared:
+            keep = self._mask(self.moving)
+            rho, gamma = torch.where(keep, rho, self.rho), torch.where(keep, gamma, self.gamma)
+        self.rho, self.gamma = rho, gamma
+        # one wait for both decisions: which channels go on, and which experts they take
+        both = torch.cat((rho, change), 1).numpy(force=True)
+        self.rho_on_host, still = both[:, :-1].astype(np.float64), both[:, -1] >= self.config.tolerance
         if self.config.shared:
-            self.rho, self.gamma = rho, gamma
-            self.moving[:] = bool((change >= self.config.tolerance).any())
-            return
-        keep = self._mask(self.moving)
-        self.rho, self.gamma = torch.where(keep, rho, self.rho), torch.where(keep, gamma, self.gamma)
-        self.moving &= change >= self.config.tolerance
+            self.moving[:] = bool(still.any())
+        else:
+            self.moving &= still
 
     def _mask(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows)[:, None].to(self.h.device)
