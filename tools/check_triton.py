@@ -11,6 +11,7 @@ and the widest global access; --csv writes the table. Exits non-zero when a vari
 import argparse
 import contextlib
 import csv
+import inspect
 import multiprocessing
 import os
 import re
@@ -31,23 +32,7 @@ try:
 except ImportError as err:
     sys.exit(f"check_triton: {err}; pip install 'semcom-fast[triton]'")
 
-from semcom_fast.triton import (
-    _variants,
-    cdl_channels,
-    dirichlet_responsibilities,
-    elbo_reduce,
-    philox_normal,
-    pilot_posterior_step,
-    power_normalise,
-    pvd_calibrate,
-    pvd_channel_step,
-    pvd_update,
-    renoise,
-    waterfill_equalise,
-    waterfill_inject,
-    waterfill_step,
-    waterfill_step_authors,
-)
+from semcom_fast.triton import _variants
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {
@@ -77,23 +62,10 @@ class Recorder:
 def record() -> list[tuple[str, str, object, tuple, dict]]:
     """(name, dtype, kernel, arguments, keywords) of every variant."""
     log: list = []
-    for module, names in (
-        (philox_normal, ["kernel"]),
-        (pvd_update, ["kernel"]),
-        (power_normalise, ["kernel", "vjp_kernel"]),
-        (pvd_calibrate, ["kernel"]),
-        (pvd_channel_step, ["kernel", "finish_kernel"]),
-        (waterfill_equalise, ["kernel"]),
-        (waterfill_inject, ["kernel"]),
-        (waterfill_step, ["kernel"]),
-        (waterfill_step_authors, ["kernel", "scale_kernel"]),
-        (pilot_posterior_step, ["kernel"]),
-        (renoise, ["kernel"]),
-        (elbo_reduce, ["kernel", "finish_kernel"]),
-        (dirichlet_responsibilities, ["kernel"]),
-        (cdl_channels, ["kernel"]),
-    ):
-        for name in names:
+    for module in filter(inspect.ismodule, list(vars(_variants).values())):
+        if not module.__name__.startswith(_variants.__package__ + "."):
+            continue
+        for name in [n for n in vars(module) if n == "kernel" or n.endswith("_kernel")]:
             setattr(module, name, Recorder(getattr(module, name), log))
         module.on = lambda device: contextlib.nullcontext()
     rows = []

@@ -178,6 +178,29 @@ struct thread_place {
   int32_t id, p, g;
 };
 
+// The launch frame of bodies whose threads compute one tile each: `rows` x `cols` tiles a block.
+struct tile_grid {
+  split s;
+  int32_t rows, cols;
+  divisor by_cols, by_segments;
+
+  tile_grid(const split& on, int32_t row_tiles, int32_t col_tiles)
+      : s(on), rows(row_tiles), cols(col_tiles), by_cols(col_tiles), by_segments(on.segments) {}
+
+  // f(block, row, column) of every thread's tile; past the last one nothing.
+  template <class Cta, class F>
+  SF_HD void each(const Cta& cta, int64_t blocks, const F& f) const {
+    cta.last([&](thread_place w) {
+      const int32_t group = s.segments == 1 ? int32_t(cta.index()) : by_segments(int32_t(cta.index()));
+      const int32_t tile = (int32_t(cta.index()) - group * s.segments) * s.per_block + w.p;
+      const int64_t i = int64_t(group) * s.group + w.g;
+      if (i >= blocks || tile >= rows * cols) return;
+      const int32_t row = by_cols(tile);
+      f(i, row, tile - row * cols);
+    });
+  }
+};
+
 // sum += R X^H over `pieces` pieces of N time slots: rows of R at r[i], rows of X at x[c], both in shared memory.
 template <int N, int RT, int CT, class T>
 SF_HD void outer_tile(product<one_col<T>, true> (&p)[RT][CT], int32_t pieces, const wide<T, 1>* const (&r)[RT],

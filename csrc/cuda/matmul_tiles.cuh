@@ -21,11 +21,10 @@ struct matmul_tiles {
   entry* out;
   int64_t items, a_row, a_col, b_row, b_col;
   leading dim[4];
-  split s;
-  int32_t dims, m, k, n, row_tiles, flip;
-  divisor by_cols, by_segments;
+  tile_grid tiles;
+  int32_t dims, m, k, n, flip;
 
-  matmul_tiles(const matmul_args& g, int64_t count, const split& on, int32_t rows)
+  matmul_tiles(const matmul_args& g, int64_t count, const tile_grid& on)
       : a(static_cast<const entry*>(g.a)),
         b(static_cast<const entry*>(g.b)),
         out(static_cast<entry*>(g.out)),
@@ -35,15 +34,12 @@ struct matmul_tiles {
         b_row(g.b_row),
         b_col(g.b_col),
         dim{at(g, 0), at(g, 1), at(g, 2), at(g, 3)},
-        s(on),
+        tiles(on),
         dims(int32_t(g.dims)),
         m(int32_t(g.m)),
         k(int32_t(g.k)),
         n(int32_t(g.n)),
-        row_tiles(rows),
-        flip(g.conj_b),
-        by_cols(g.n),
-        by_segments(on.segments) {}
+        flip(g.conj_b) {}
   static leading at(const matmul_args& g, int64_t d) {
     if (d >= g.dims) return {1, 0, 0, divisor(1)};
     return {g.size[d], g.a_step[d], g.b_step[d], divisor(g.size[d] < 1 << 30 ? g.size[d] : 1)};
@@ -51,14 +47,7 @@ struct matmul_tiles {
 
   template <class Cta>
   SF_HD void operator()(const Cta& cta) const {
-    cta.last([&](thread_place w) {
-      const int32_t group = s.segments == 1 ? int32_t(cta.index()) : by_segments(int32_t(cta.index()));
-      const int32_t tile = (int32_t(cta.index()) - group * s.segments) * s.per_block + w.p;
-      const int64_t i = int64_t(group) * s.group + w.g;
-      if (i >= items || tile >= row_tiles * n) return;
-      const int32_t row = by_cols(tile);
-      compute(i, row, tile - row * n);
-    });
+    tiles.each(cta, items, [&](int64_t i, int32_t row, int32_t col) { compute(i, row, col); });
   }
 
   SF_HD void compute(int64_t item, int32_t row, int32_t col) const {
@@ -75,7 +64,7 @@ struct matmul_tiles {
     product<Col, Conj> p[RT][1];
     SF_UNROLL
     for (int i = 0; i < RT; ++i) {
-      a_at[i] = int64_t(row + i * row_tiles < m ? row + i * row_tiles : m - 1) * a_row;
+      a_at[i] = int64_t(row + i * tiles.rows < m ? row + i * tiles.rows : m - 1) * a_row;
       p[i][0] = product<Col, Conj>::zero();
     }
     multiply_tile<Col>(
@@ -84,9 +73,9 @@ struct matmul_tiles {
     entry* to = out + (item * m) * n + col;
     SF_UNROLL
     for (int i = 0; i < RT; ++i)
-      if (row + i * row_tiles < m) {
+      if (row + i * tiles.rows < m) {
         const Col v = p[i][0].value();
-        to[int64_t(row + i * row_tiles) * n] = entry{{{v.re, flip ? -v.im : v.im}}};
+        to[int64_t(row + i * tiles.rows) * n] = entry{{{v.re, flip ? -v.im : v.im}}};
       }
   }
 };

@@ -90,8 +90,7 @@ template <class T, int M, int CT, class Run>
 void apply_on(const block_args& a, const Run& run) {
   const int32_t rows = ceil_div(int32_t(a.nr), 4), cols = int32_t(a.t / CT);
   const split s = split_tiles(int64_t(rows) * cols, 128);
-  run_body_on(run, apply_tiles<T, M, CT>{blocks<T>(a), s, rows, cols, divisor(cols), divisor(s.segments)},
-              shape(s, a.b * a.k, 0));
+  run_body_on(run, apply_tiles<T, M, CT>{blocks<T>(a), tile_grid(s, rows, cols)}, shape(s, a.b * a.k, 0));
 }
 
 template <class T, int CT, class Run>
@@ -137,8 +136,7 @@ template <class T, int MT, int CT, class Run>
 void adjoint_on(const block_args& a, const Run& run) {
   const int32_t streams = ceil_div(int32_t(a.u * a.nt), MT), cols = int32_t(a.t / CT);
   const split s = split_tiles(int64_t(streams) * cols, 128);
-  run_body_on(run, adjoint_tiles<T, MT, CT>{blocks<T>(a), s, streams, cols, divisor(cols), divisor(s.segments)},
-              shape(s, a.b * a.k, 0));
+  run_body_on(run, adjoint_tiles<T, MT, CT>{blocks<T>(a), tile_grid(s, streams, cols)}, shape(s, a.b * a.k, 0));
 }
 
 template <class T, int CT, class Run>

@@ -30,7 +30,7 @@ void matmul_on(const matmul_args& g, const Run& run) {
   for (int64_t d = 0; d < g.dims; ++d) items *= g.size[d];
   const int32_t row_tiles = ceil_div(int32_t(g.m), Body::RT);
   const split s = split_tiles(int64_t(row_tiles) * g.n, Body::max_threads);
-  run_body_on(run, Body(g, items, s, row_tiles), shape(s, items, 0));
+  run_body_on(run, Body(g, items, tile_grid(s, row_tiles, int32_t(g.n))), shape(s, items, 0));
 }
 
 template <class Run>

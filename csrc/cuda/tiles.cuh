@@ -6,27 +6,18 @@
 
 namespace sf::cuda {
 
-// Y = sum_u H_u X_u. A tile is 4 rows (one every `row_tiles`, so that a warp writes consecutive rows) by CT columns.
+// Y = sum_u H_u X_u. A tile is 4 rows (one every `tiles.rows`, so that a warp writes consecutive rows) by CT columns.
 // M > 0: the number of streams, all of X's tile in registers with its loads in flight together. M = 0: any number.
 template <class T, int M, int CT>
 struct apply_tiles {
   static constexpr int max_threads = 128, min_ctas = 0, RT = 4;
   using Col = one_col<T>;
   blocks<T> v;
-  split s;
-  int32_t row_tiles, col_tiles;
-  divisor by_cols, by_segments;
+  tile_grid tiles;
 
   template <class Cta>
   SF_HD void operator()(const Cta& cta) const {
-    cta.last([&](thread_place w) {
-      const int32_t group = s.segments == 1 ? int32_t(cta.index()) : by_segments(int32_t(cta.index()));
-      const int32_t tile = (int32_t(cta.index()) - group * s.segments) * s.per_block + w.p;
-      const int64_t i = int64_t(group) * s.group + w.g;
-      if (i >= v.n || tile >= row_tiles * col_tiles) return;
-      const int32_t row = by_cols(tile);
-      compute(v.at(i), row, tile - row * col_tiles);
-    });
+    tiles.each(cta, v.n, [&](int64_t i, int32_t row, int32_t col) { compute(v.at(i), row, col); });
   }
 
   SF_HD void compute(spot at, int32_t row, int32_t col) const {
@@ -34,7 +25,7 @@ struct apply_tiles {
     const auto* x = v.x_of(at) + col * CT;
     int64_t h_row[RT];  // past the last row: its own again, computed and not stored
     SF_UNROLL
-    for (int i = 0; i < RT; ++i) h_row[i] = int64_t(row + i * row_tiles < v.nr ? row + i * row_tiles : v.nr - 1) * v.nt;
+    for (int i = 0; i < RT; ++i) h_row[i] = int64_t(row + i * tiles.rows < v.nr ? row + i * tiles.rows : v.nr - 1) * v.nt;
     product<Col, false> p[RT][CT];
     SF_UNROLL
     for (int i = 0; i < RT; ++i)
@@ -66,11 +57,11 @@ struct apply_tiles {
     auto* out = v.out_y_of(at) + col * CT;
     SF_UNROLL
     for (int i = 0; i < RT; ++i)
-      if (row + i * row_tiles < v.nr) {
+      if (row + i * tiles.rows < v.nr) {
         wide<T, CT> w;
         SF_UNROLL
         for (int c = 0; c < CT; ++c) w.c[c] = p[i][c].value();
-        store<CT>(out + int64_t(row + i * row_tiles) * v.t, w);
+        store<CT>(out + int64_t(row + i * tiles.rows) * v.t, w);
       }
   }
 };
@@ -82,20 +73,11 @@ struct adjoint_tiles {
   static constexpr int max_threads = 128, min_ctas = MT == 4 ? 8 : 0, RT = 4;  // at most 64 registers
   using Col = one_col<T>;
   blocks<T> v;
-  split s;
-  int32_t stream_tiles, col_tiles;
-  divisor by_cols, by_segments;
+  tile_grid tiles;
 
   template <class Cta>
   SF_HD void operator()(const Cta& cta) const {
-    cta.last([&](thread_place w) {
-      const int32_t group = s.segments == 1 ? int32_t(cta.index()) : by_segments(int32_t(cta.index()));
-      const int32_t tile = (int32_t(cta.index()) - group * s.segments) * s.per_block + w.p;
-      const int64_t i = int64_t(group) * s.group + w.g;
-      if (i >= v.n || tile >= stream_tiles * col_tiles) return;
-      const int32_t row = by_cols(tile);
-      compute(v.at(i), row * MT, tile - row * col_tiles);
-    });
+    tiles.each(cta, v.n, [&](int64_t i, int32_t row, int32_t col) { compute(v.at(i), row * MT, col); });
   }
 
   struct sums {
