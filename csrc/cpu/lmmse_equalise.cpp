@@ -1,5 +1,6 @@
 // s_hat = diag(G H)^-1 G y with G = (H^H H + v I)^-1 H^H, and the noise variance left after that scaling.
 #include "regularised.hpp"
+#include "solve_columns.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -77,7 +78,27 @@ struct equaliser {
   }
 };
 
+// One channel at a time, lanes along columns; runs of channels that solve_columns.hpp leaves take the lanes.
+template <class T>
+void equalise_in_columns(rzf_args& a) {
+  const auto in_lanes = [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    const equaliser<T> lanes{a};
+    typename equaliser<T>::R w(a);
+    constexpr int width = equaliser<T>::R::W;
+    for (; begin < end; begin += width)
+      lanes.template pack_at<0>(w, begin, end - begin < width ? int(end - begin) : width);
+  };
+  parallel_for(a.pool, a.n, 1, [&](int64_t b, int64_t e) {
+    equalise_columns<T> w(a);
+    for (int64_t i = b; i < e; ++i)
+      if (w.solve(i)) in_lanes(b, i), b = i + 1;  // channels [b, i) are still to be done
+    in_lanes(b, e);
+  });
+}
+
 void lmmse_equalise(rzf_args& a) {
+  if (equalise_columns_serves(a)) return a.is_double ? equalise_in_columns<double>(a) : equalise_in_columns<float>(a);
   const int64_t n = a.m_form ? a.m : a.k;
   a.is_double ? with_size(n, equaliser<double>{a}) : with_size(n, equaliser<float>{a});
 }

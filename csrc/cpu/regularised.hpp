@@ -152,6 +152,7 @@ struct regularised : problem<S> {
   using mask_p = lane_mask<T, W>;
 
   const rzf_args& a;
+  const bool factor_only;  // right-hand sides and results stay where they lie (solve_tail.hpp)
   cx<P>*h, *s, *x, *g, *dh, *ds, *work;
   P reg;
   int64_t same_from = 0, same_until = 0;  // channels that share `reg`
@@ -161,16 +162,16 @@ struct regularised : problem<S> {
   P* noise;         // lmmse_equalise: effective noise variance [n of symbols]
   void* memory;
 
-  explicit regularised(const rzf_args& args) : problem<S>(args), a(args) {
-    const int64_t km = int64_t(k) * m, kt = int64_t(k) * t, mt = int64_t(m) * t, nn = int64_t(n) * n;
-    const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * nn + 6 * n + m + t + 8;
+  explicit regularised(const rzf_args& args, bool alone = false) : problem<S>(args), a(args), factor_only(alone) {
+    const int64_t columns = alone ? 0 : t, km = int64_t(k) * m, kt = k * columns, mt = m * columns;
+    const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * int64_t(n) * n + 6 * n + m + t + 8;
     if (posix_memalign(&memory, 64, size_t(entries) * sizeof(cx<P>))) abort();
     cx<P>* p = static_cast<cx<P>*>(memory);
     auto take = [&](int64_t count) { return (p += count) - count; };
     h = take(km), s = take(kt), x = take(mt), g = take(mt), dh = take(km), ds = take(kt);
     noise = reinterpret_cast<P*>(take(m)), spoilt = reinterpret_cast<P*>(take(t)),
     da = reinterpret_cast<double*>(take(2)), work = p;
-    if (!a.s)
+    if (!a.s && !alone)
       for (int i = 0; i < k * t; ++i) s[i] = {P(T(i / t == i % t ? 1 : 0)), P(T(0))};  // unit symbols, K = T
     energy[0] = energy[1] = D(0.0);
   }
@@ -211,7 +212,7 @@ struct regularised : problem<S> {
     if (m_form)
       for (int i = 0; i < k * m; ++i) h[i].im = P(T(0)) - h[i].im;
     fetch_ahead();
-    if (sp) load_lanes<2 * S>(sp + first * kt, kt, kt, count, &s->re);
+    if (sp && !factor_only) load_lanes<2 * S>(sp + first * kt, kt, kt, count, &s->re);
     info = P(T(0));
     if (same_from <= first && first + count <= same_until) return;
     const int64_t run = first / a.alpha_run;
@@ -294,9 +295,13 @@ struct regularised : problem<S> {
     return sum == P(T(0));
   }
 
+  void refuse() {
+    if (a.refuse_zero) info = select((info == P(T(0))) & (reg == P(T(0))), P(T(m + 1)), info);
+  }
+
   // A channel without inverse, or a result that is not finite, gives zeros; info and `spoilt` say which.
   void settle(cx<P>* out) {
-    if (a.refuse_zero) info = select((info == P(T(0))) & (reg == P(T(0))), P(T(m + 1)), info);
+    refuse();
     const mask_p served = a.pinv ? P(T(0)) == P(T(0)) : info == P(T(0));
     mask_p fine = finite(out, 0, x_i, x_t, m);
     for (int j = 0; j < t; ++j) {

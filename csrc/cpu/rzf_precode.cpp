@@ -1,5 +1,7 @@
 // x = H^H (H H^H + a I)^-1 s with its total-power scale, and the vector-Jacobian product from the same factor.
 #include "regularised.hpp"
+#include "solve_columns.hpp"
+#include "solve_tail.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -45,6 +47,36 @@ struct precode_job {
       cx<Q> x[1];
       wide_product<1, N>(v, w.n, m, u, x);
       put(m, x[0]);
+    }
+  }
+};
+
+// Hands every lane's factor to the tail, which solves that channel alone with lanes along its right-hand sides.
+template <class T>
+struct tail_job {
+  static constexpr bool always_double = false;
+  const tail_worker<T>& tail;
+  int64_t first;
+  int count;
+  template <int N, class Worker, class V, class Q, class M>
+  void run(Worker& w, const V& v, const cx<Q>* l, const Q* inv, const Q* from, cx<Q>*, cx<Q>*, M mask) const {
+    using R = decltype(Q{}.sum());
+    const int n = N > 0 ? N : w.n, lane0 = v.lanes.half * V::width, live = count - lane0 < V::width ? count - lane0 : V::width;
+    const int64_t stride = tail.stride(n), diagonal = n * (n - 1);
+    R* own = reinterpret_cast<R*>(tail.factors);
+    const transposer<R, V::width> lanes(own, stride, live);
+    lanes.store(0, diagonal, &l->re);
+    lanes.store(diagonal, n, inv);
+    if (from) lanes.store(diagonal + n, n, from);
+    for (int i = 0; i < live; ++i, own += stride) {
+      if (!mask[i]) continue;
+      const int lane = lane0 + i;
+      const bool singular = w.info.v[lane] > 0 || (w.a.refuse_zero && w.reg.v[lane] == 0);
+      const lane_factor<R> f{own, own + diagonal, from ? own + diagonal + n : nullptr};
+      if (singular && !w.a.pinv)
+        tail.silence(first + lane, 0, 2 * w.a.m * w.a.t);
+      else
+        tail.run(first + lane, f, [&](int j) { w.spoilt[j].v[lane] = T(1); });
     }
   }
 };
@@ -104,7 +136,28 @@ struct precoder {
   rzf_args& a;
   const units u;
 
-  explicit precoder(rzf_args& args) : a(args), u(args.n, args.items, args.k * args.m, R::W) {}
+  explicit precoder(rzf_args& args, int width = R::W) : a(args), u(args.n, args.items, args.k * args.m, width) {}
+
+  // The tail takes channels whose right-hand sides and results cost more to transpose than it does; sizes alone decide.
+  static bool many_columns(const rzf_args& a) {
+    return !a.rows && a.t >= 8 && (a.m_form ? a.k : a.m) * a.t >= 192;
+  }
+
+  template <int N>
+  double forward_tail(R& w, const tail_worker<T>& tail, int64_t begin, int64_t end) const {
+    double energy = 0;
+    for (int64_t i = begin; i < end; i += R::W) {
+      const int count = end - i < R::W ? int(end - i) : R::W;
+      w.load(i, count);
+      for (int j = 0; j < a.t; ++j) w.spoilt[j] = P(T(0));
+      w.template solve_lanes<N>(tail_job<T>{tail, i, count});
+      w.refuse();
+      w.note(a, i, count);
+      if (a.scale > 0)
+        for (int c = 0; c < count; ++c) energy += square_sum(tail.out(i + c), 2 * a.m * a.t);
+    }
+    return energy;
+  }
 
   template <int N>
   double forward(R& w, int64_t begin, int64_t end) const {
@@ -138,22 +191,26 @@ struct precoder {
       if (problem<N>::serves(a)) return precoder<T, N>(a).template operator()<N>();
     const int64_t n_units = a.items * u.chunks;
     double* partial = static_cast<double*>(malloc(size_t(n_units) * sizeof(double)));
-    const auto solve_units = [&](R& w, int64_t i, int64_t j) {
-      for (; i < j; ++i) partial[i] = forward<N>(w, u.begin(i), u.end(i));
+    const bool columns = many_columns(a);
+    const auto solve_units = [&](int64_t b, int64_t e, const auto& after) {
+      R w(a, columns);
+      if (columns) {
+        const tail_worker<T> tail(a);
+        for (; b < e; ++b) partial[b] = forward_tail<N>(w, tail, u.begin(b), u.end(b)), after(b);
+      } else {
+        for (; b < e; ++b) partial[b] = forward<N>(w, u.begin(b), u.end(b)), after(b);
+      }
     };
     if (a.scale > 0 && a.items >= 4) {  // an item's result is scaled while it is still in cache
       parallel_for(a.pool, a.items, 1, [&](int64_t b, int64_t e) {
-        R w(a);
-        for (; b < e; ++b) {
-          solve_units(w, b * u.chunks, (b + 1) * u.chunks);
-          for (int64_t c = 0; c < u.chunks; ++c) scale_unit(partial, b * u.chunks + c);
-        }
+        solve_units(b * u.chunks, e * u.chunks, [&](int64_t unit) {
+          if ((unit + 1) % u.chunks) return;
+          for (int64_t c = unit + 1 - u.chunks; c <= unit; ++c) scale_unit(partial, c);
+        });
       });
     } else {
-      parallel_for(a.pool, n_units, 1, [&](int64_t b, int64_t e) {
-        R w(a);
-        solve_units(w, b, e);
-      });
+      parallel_for(a.pool, n_units, 1,
+                   [&](int64_t b, int64_t e) { solve_units(b, e, [](int64_t) {}); });
       if (a.scale > 0)
         parallel_for(a.pool, n_units, 1, [&](int64_t b, int64_t e) {
           for (; b < e; ++b) scale_unit(partial, b);
@@ -256,7 +313,47 @@ struct precoder_vjp {
   }
 };
 
+// One channel at a time, lanes along columns; runs of channels that solve_columns.hpp leaves take the lanes.
+template <class T>
+struct column_precoder : precoder<T> {
+  using precoder<T>::a, precoder<T>::u;
+  explicit column_precoder(rzf_args& args) : precoder<T>(args, 1) {}
+
+  __attribute__((noinline)) void in_lanes(int64_t begin, int64_t end) const {
+    if (begin == end) return;
+    typename precoder<T>::R w(a);
+    this->template forward<0>(w, begin, end);
+  }
+  void solve_range(int64_t begin, int64_t end) const {
+    precode_columns<T> w(a);
+    int64_t left = begin;  // channels [left, i) are still to be done
+    for (int64_t i = begin; i < end; ++i)
+      if (w.solve(i)) in_lanes(left, i), left = i + 1;
+    in_lanes(left, end);
+  }
+  double energy(int64_t unit) const {
+    const int64_t mt = 2 * a.m * a.t;
+    double e = 0;
+    for (int64_t i = u.begin(unit); i < u.end(unit); ++i) e += square_sum(static_cast<const T*>(a.out_x) + i * mt, mt);
+    return e;
+  }
+  void operator()() const {
+    const int64_t n_units = a.items * u.chunks;
+    double* partial = a.scale > 0 ? static_cast<double*>(malloc(size_t(n_units) * sizeof(double))) : nullptr;
+    parallel_for(a.pool, n_units, 1, [&](int64_t b, int64_t e) {
+      solve_range(u.begin(b), u.end(e - 1));
+      for (; partial && b < e; ++b) partial[b] = energy(b);
+    });
+    if (partial)
+      parallel_for(a.pool, n_units, 1, [&](int64_t b, int64_t e) {
+        for (; b < e; ++b) this->scale_unit(partial, b);
+      });
+    free(partial);
+  }
+};
+
 void rzf_precode(rzf_args& a) {
+  if (solve_columns_serves(a)) return a.is_double ? column_precoder<double>(a)() : column_precoder<float>(a)();
   const int64_t n = a.m_form ? a.m : a.k;
   a.is_double ? with_size(n, precoder<double>(a)) : with_size(n, precoder<float>(a));
 }

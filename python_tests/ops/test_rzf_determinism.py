@@ -121,8 +121,9 @@ def test_every_instruction_set(level, tmp_path):
     """Each built level, in a process of its own, within the bounds of the forward and of the running level's gradients."""
     data = {}
     for dtype in DTYPES:
-        for k, m in ((1, 3), (2, 2), (4, 4), (4, 6), (5, 7), (6, 3), (8, 8), (16, 16)):
-            t = 1 if k == m == 4 else 3  # single symbol vectors of 4x4 channels have kernels of their own
+        for k, m in ((1, 3), (2, 2), (4, 4), (4, 6), (5, 7), (6, 3), (8, 8), (16, 16), (5, 40)):
+            # single symbol vectors of 4x4 channels and many of wide ones have kernels of their own
+            t = 1 if k == m == 4 else 24 if m == 40 else 3
             h, s, g = (draw(19, *shape, seed=m, dtype=dtype) for shape in ((k, m), (k, t), (m, t)))
             data[(dtype, k, m)] = (h, s, torch.logspace(-5, 1, 19).to(dtype.to_real()), g)
     torch.save(data, tmp_path / "in.pt")

@@ -303,13 +303,13 @@ def test_alpha_is_accumulated_over_channels_in_float64(shape):
 
 @pytest.mark.parametrize("t", [14, 1000, 30_000])
 def test_alpha_is_accumulated_over_streams_in_float64(t):
-    """T equal streams give T times the gradient of one."""
+    """T equal streams with equal cotangents give T times the gradient of one."""
     h, one = _same_sign(20)
-    grads = []
-    for s in (one, one.expand(20, 4, t).contiguous()):
+    grads, g = [], sf.rzf_precode(h, one, 0.5)
+    for streams in (1, t):
+        s, cotangent = (z.expand(20, 4, streams).contiguous() for z in (one, g))
         alpha = torch.full((20,), 0.5).requires_grad_(True)
-        x = sf.rzf_precode(h, s, alpha)
-        grads.append(torch.autograd.grad(x, alpha, x.detach())[0].double())
+        grads.append(torch.autograd.grad(sf.rzf_precode(h, s, alpha), alpha, cotangent)[0].double())
     # both were rounded to float32 at the end
     within(grads[1], t * grads[0], 2 * 2.0**-24 * t * grads[0].abs(), "alpha over streams")
 
