@@ -20,8 +20,11 @@ SF_HD void fetch(const T* p, int64_t stride, int64_t reals, int64_t runs, int64_
 template <class T, bool Conj>
 struct column_lanes {
   static constexpr int W = native_width<T>, WC = W / 2, max_rows = 64;
-  static constexpr int max_ct = 3,
-                       max_ct_of_row = 2 * packed_tile_rows;  // packs of a tile; one row of A has registers for more
+  // packs of a tile; fewer rows of A have registers for more
+  static constexpr int max_ct = 3, wide_ct = 2 * max_ct, max_ct_of_row = 2 * packed_tile_rows;
+  static constexpr int tile_rows(int ct) {
+    return ct <= max_ct ? packed_tile_rows : ct <= wide_ct ? packed_tile_rows / 2 : 1;
+  }
   using Col = pack_cols<T, W>;
 
   const matmul_args& g;
@@ -36,7 +39,7 @@ struct column_lanes {
     void* memory;
     if (posix_memalign(&memory, 64, size_t(g.k) * chunk_packs(g) * W * sizeof(T))) abort();
     xs = static_cast<T*>(memory);
-    const int64_t rows = g.m < max_rows ? g.m : max_rows, tiles = (rows + packed_tile_rows - 1) / packed_tile_rows;
+    const int64_t rows = g.m < max_rows ? g.m : max_rows, rt = tile_rows(chunk_packs(g)), tiles = (rows + rt - 1) / rt;
     const int64_t cols = g.n < chunk_packs(g) * WC ? g.n : chunk_packs(g) * WC;
     share_a = ((a.col == 1 ? rows : g.k) + tiles - 1) / tiles;
     share_b = ((b.col == 1 ? g.k : cols) + tiles - 1) / tiles;
@@ -109,7 +112,7 @@ struct column_lanes {
   // All rows of a unit, tile by tile.
   template <int CT, bool Partial>
   SF_HD void sweep(const unit& u, const T* ap, const T* x, int64_t x_row, T* out, const unit* next, Col& seen) const {
-    constexpr int RT = CT > max_ct ? 1 : packed_tile_rows;
+    constexpr int RT = tile_rows(CT);
     const int64_t down = 2 * a.row;
     int64_t r = 0;
     for (; r + RT <= u.rows; r += RT, ap += RT * down, out += 2 * RT * g.n) {
@@ -125,12 +128,11 @@ struct column_lanes {
 
   template <int CT>
   bool chunk(const unit& u, const unit* next) {
-    constexpr int RT = packed_tile_rows;
     const int64_t item = u.item, r0 = u.r0, c0 = u.c0;
     const int cols = u.cols;
     const T *x = b.at(item) + 2 * c0 * b.col, *ap = a.at(item) + 2 * r0 * a.row;
     int64_t x_row = 2 * b.row;
-    const bool partial = cols < CT * WC, once = b.col == 1 && u.rows <= RT;  // read once: not worth packing
+    const bool partial = cols < CT * WC, once = b.col == 1 && u.rows <= tile_rows(CT);  // read once: not worth packing
     if (b.col != 1 || (partial && !once)) pack_b<CT>(x, cols), x = xs, x_row = CT * W;
     T* out = static_cast<T*>(g.out) + 2 * (item * g.m * g.n + r0 * g.n + c0);
     Col seen = Col::zero();
@@ -141,7 +143,11 @@ struct column_lanes {
     return seen.v.sum() == 0;
   }
 
-  static int chunk_packs(const matmul_args& g) { return g.m == 1 ? max_ct_of_row : max_ct; }
+  // Rows of up to `wide_ct` packs stay whole, as memory has them, while their chunk of B fits the first-level cache.
+  static int chunk_packs(const matmul_args& g) {
+    if (g.m == 1) return max_ct_of_row;
+    return g.n > max_ct * WC && g.n <= wide_ct * WC && g.k <= 64 ? wide_ct : max_ct;
+  }
   static int64_t row_parts(const matmul_args& g) { return (g.m + max_rows - 1) / max_rows; }
   static int64_t col_parts(const matmul_args& g) { return (g.n + chunk_packs(g) * WC - 1) / (chunk_packs(g) * WC); }
 
@@ -159,7 +165,8 @@ struct column_lanes {
     for (int64_t i = begin; i < end; ++i) {
       const unit u = unit_at(i), after = unit_at(i + 1);
       const unit* next = large && i + 1 < end ? &after : nullptr;
-      const bool fine = u.cols > 4 * WC   ? chunk<max_ct_of_row>(u, next)
+      const bool fine = u.cols > wide_ct * WC ? chunk<max_ct_of_row>(u, next)
+                        : u.cols > 4 * WC   ? chunk<wide_ct>(u, next)
                         : u.cols > 3 * WC ? chunk<4>(u, next)
                         : u.cols > 2 * WC ? chunk<3>(u, next)
                         : u.cols > WC     ? chunk<2>(u, next)

@@ -1,10 +1,11 @@
 // C = A B with either operand transposed, conjugated or strided, for many small matrices: lanes along the batch
-// (matmul_batch.hpp) or along N (matmul_columns.hpp), by sizes and strides alone. Both run multiply_tile; a number
-// times a row or a column (matmul_scalar.hpp) needs neither a tile nor a transposition. conj(A) is the conjugating
-// product; A conj(B) = conj(conj(A) B), so that B never is conjugated: the result is, when it is stored. Every entry is
-// the same sum in the same order whatever the tile, the band, the batch or the thread.
+// (matmul_batch.hpp), along N (matmul_columns.hpp) or along K (matmul_dots.hpp), by sizes and strides alone. The first
+// two run multiply_tile; a column times a row (matmul_scalar.hpp) needs neither a tile nor a transposition. conj(A) is
+// the conjugating product; A conj(B) = conj(conj(A) B), so that B never is conjugated: the result is, when it is
+// stored. Every entry is the same sum in the same order whatever the tile, the band, the batch or the thread.
 #include "matmul_batch.hpp"
 #include "matmul_columns.hpp"
+#include "matmul_dots.hpp"
 #include "matmul_scalar.hpp"
 
 namespace sf {
@@ -17,25 +18,38 @@ bool along_batch(const matmul_args& a) {
   return a.n < WC && 2 * a.n <= WC + 2 && a.k * (a.n + packed_tile_rows) <= 1024;
 }
 
+// Nanoseconds of one product, as measured with operands from beyond the caches and a result in memory that torch's
+// allocator hands out again and again.
+template <class T>
+int64_t time_of(const matmul_args& a) {
+  const int64_t read = 2 * a.k * (a.m + a.n), written = 2 * a.m * a.n, work = a.m * a.k * a.n;
+  return 2 + int64_t(sizeof(T)) * (read / 10 + written / 30 + work / 80);
+}
+constexpr int64_t worth_a_thread = 12000;  // nanoseconds of each
+
 template <class T, bool Conj>
 void matmul_on(matmul_args& a) {
   int64_t items = 1;
   for (int64_t d = 0; d < a.dims; ++d) items *= a.size[d];
-  const int64_t work = a.m * a.k * a.n;  // about 20 us of it is worth a thread
-  if (scaled_rows<T, Conj>::takes(a.m, a.k, a.n))
-    return parallel_for(a.pool, items, 20000 / (a.n + 1) + 1,
-                        [&](int64_t begin, int64_t end) { scaled_rows<T, Conj>(a).run(begin, end, a.bad); });
+  const int64_t each = time_of<T>(a);
+  const auto share = [&](int64_t parts, int64_t of_one, const auto& run) {
+    parallel_for(a.pool, parts, worth_a_thread / (of_one + 1) + 1, run);
+  };
+  if (scaled_rows<T, Conj>::takes(a))
+    return share(items * a.m, each / a.m,
+                 [&](int64_t begin, int64_t end) { scaled_rows<T, Conj>(a).run(begin, end, a.bad); });
+  if (dot_rows<T, Conj>::takes(a))
+    return share(items * a.m, each / a.m,
+                 [&](int64_t begin, int64_t end) { dot_rows<T, Conj>(a).run(begin, end, a.bad); });
   if (along_batch<T>(a)) {
     constexpr int W = batch_lanes<T, Conj>::W;
-    const int64_t packs = (items + W - 1) / W, each = W * (4 + work / 16 + (a.m * a.k + a.k * a.n + a.m * a.n) / 4);
-    return parallel_for(a.pool, packs, 20000 / each + 1, [&](int64_t begin, int64_t end) {
+    return share((items + W - 1) / W, W * each, [&](int64_t begin, int64_t end) {
       batch_lanes<T, Conj>(a).run(begin * W, end * W < items ? end * W : items, a.bad);
     });
   }
   using columns = column_lanes<T, Conj>;
-  const int64_t parts = columns::row_parts(a) * columns::col_parts(a), each = 20 + work / parts / 8;
-  parallel_for(a.pool, items * parts, 20000 / each + 1,
-               [&](int64_t begin, int64_t end) { columns(a).run(begin, end, a.bad); });
+  const int64_t parts = columns::row_parts(a) * columns::col_parts(a);
+  share(items * parts, each / parts, [&](int64_t begin, int64_t end) { columns(a).run(begin, end, a.bad); });
 }
 
 template <class T>

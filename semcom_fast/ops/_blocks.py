@@ -103,18 +103,19 @@ def bilinear(
         t = shape[-1]
         double = h.dtype is torch.complex128
         if adjoint:  # rows of H^H are strided: the block worker reads H along its rows instead, which doubles need
-            products = not (double and t > 2) or conj or not h.is_contiguous()
+            products = not (double and t > 2 and nr > 1) or conj or not h.is_contiguous()
         else:
             products = u == 1
         if not products or h.is_neg():
             return native(h, other, False)
         if b == 1:
             b = shape[0]
-        out = h.new_empty((b, u, k, nt, t) if adjoint else (b, k, nr, t))
-        if not (b and u and k and nr and nt and t):
-            return out.zero_()
         if other.is_conj() or other.is_neg():
             other = plain(other)
+        # h.new_empty would carry out a lazy conjugate first, and a tuple of sizes take a microsecond more
+        out = other.new_empty(b, u, k, nt, t) if adjoint else other.new_empty(b, k, nr, t)
+        if not (b and u and k and nr and nt and t):
+            return out.zero_()
         stride = other.stride()
         if adjoint:
             shape, stride, of = (shape[0], 1, k, nr, t), (stride[0], 0, *stride[1:]), (b, u, k, nt, t)
