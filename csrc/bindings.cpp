@@ -47,19 +47,9 @@ sf::block_args score_args(bool is_double,
   return a;
 }
 
-template <class T>
-void sum_energies(const sf::block_args& a, void* energy, void* probe_x, void* probe_y) {
-  const int64_t width = 2 + a.u;
-  std::vector<double> total(static_cast<size_t>(width));
-  for (int64_t b = 0; b < a.b; ++b) {
-    std::fill(total.begin(), total.end(), 0.0);
-    for (int64_t k = 0; k < a.k; ++k)
-      for (int64_t e = 0; e < width; ++e) total[size_t(e)] += a.energies[(b * a.k + k) * width + e];
-    static_cast<T*>(energy)[b] = T(total[0]);
-    if (!a.probe) continue;
-    static_cast<T*>(probe_y)[b] = T(total[1]);
-    for (int64_t u = 0; u < a.u; ++u) static_cast<T*>(probe_x)[b * a.u + u] = T(total[size_t(2 + u)]);
-  }
+// Not set to zero: most of it stays untouched where kernels need less.
+std::unique_ptr<double[]> block_energies(const sf::block_args& a) {
+  return std::unique_ptr<double[]>(new double[size_t(a.b * a.k * (2 + a.u))]);
 }
 
 // inputs = (y, x, probe, mean, anchor, sample, noise); strides = batch strides of y, x, probe in complex entries;
@@ -72,8 +62,9 @@ int64_t channel_step(bool is_double, const sizes6& n, const std::array<uintptr_t
   sf::block_args& s = a.score = block(is_double, n);
   s.y = in(inputs[0]), s.x = in(inputs[1]), s.probe = in(inputs[2]), s.out_x = out(outputs[2]);
   std::tie(s.y_b, s.x_b, s.probe_b) = strides;
-  std::vector<double> scratch(size_t(s.b * s.k * (2 + s.u)));
-  s.energies = scratch.data();
+  const auto scratch = block_energies(s);
+  s.energies = scratch.get();
+  s.energy = out(outputs[3]), s.probe_x = out(outputs[4]), s.probe_y = out(outputs[5]);
   sf::pvd_args& p = a.move;
   p.l = 1, p.b = s.b, p.g = s.u, p.e = 2 * s.k * s.nr * s.nt, p.is_double = is_double;
   p.mean = in(inputs[3]), p.anchor = in(inputs[4]), p.sample = in(inputs[5]), p.noise = in(inputs[6]);
@@ -84,10 +75,7 @@ int64_t channel_step(bool is_double, const sizes6& n, const std::array<uintptr_t
   if (!p.default_next_var) p.next_var = as_level(levels[4]);
   p.draw = draw, p.scale = scale;
   p.key = key(std::get<0>(at), std::get<1>(at), std::get<2>(at), std::get<3>(at));
-  const int64_t bad = run(sf::kernels().pvd_channel_step, a);
-  is_double ? sum_energies<double>(s, out(outputs[3]), out(outputs[4]), out(outputs[5]))
-            : sum_energies<float>(s, out(outputs[3]), out(outputs[4]), out(outputs[5]));
-  return bad;
+  return run(sf::kernels().pvd_channel_step, a);
 }
 
 // flags = (double, rows, m_form, pinv, refuse_zero); sizes = (n, K, M, T, stride of h, alpha_run, items)
@@ -196,14 +184,12 @@ void bind_cpu(py::module_& m) {
         [](bool d, const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>& inputs,
            const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& strides,
            const std::tuple<uintptr_t, uintptr_t, uintptr_t>& outputs, uintptr_t energy, uintptr_t probe_x,
-           uintptr_t probe_y, const sizes6& n) {
+           uintptr_t probe_y, bool h_adjoint, const sizes6& n) {
           sf::block_args a = score_args(d, inputs, strides, outputs, n);
-          std::vector<double> scratch(size_t(a.b * a.k * (2 + a.u)));
-          a.energies = scratch.data();
-          const int64_t bad = run(sf::kernels().likelihood_score, a);
-          d ? sum_energies<double>(a, out(energy), out(probe_x), out(probe_y))
-            : sum_energies<float>(a, out(energy), out(probe_x), out(probe_y));
-          return bad;
+          const auto scratch = block_energies(a);
+          a.energies = scratch.get(), a.h_adjoint = h_adjoint;
+          a.energy = out(energy), a.probe_x = out(probe_x), a.probe_y = out(probe_y);
+          return run(sf::kernels().likelihood_score, a);
         });
   m.def("cpu_philox_normal", [](bool d, uintptr_t o, int64_t items, int64_t reals, double scale, uint64_t seed,
                                 int64_t step, int64_t stream, int64_t first_item) {

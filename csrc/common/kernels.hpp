@@ -13,13 +13,15 @@ using pool_fn = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*bo
 // h [B,U,K,Nr,Nt], x and probe [B,U,K,Nt,T], y [B,K,Nr,T]; *_b are batch strides in complex entries (0 = shared).
 struct block_args {
   int32_t is_double;
+  int32_t h_adjoint;  // likelihood_score on the CPU: h holds H^H, [B,U,K,Nt,Nr] of conjugates
   int64_t b, u, k, nr, nt, t;
   const void *y, *h, *x, *probe;
   int64_t y_b, h_b, x_b, probe_b;
   const void* noise_var;  // real [B] or [1] with stride 0, or null for 1
   int64_t noise_var_b;
-  void *out_y, *out_h, *out_x;  // any of apply's y, score_h, and adjoint's or score's x-side result
-  double* energies;             // likelihood_score: [B,K,2+U] block energies (residual, probe_y, probe_x per user)
+  void *out_y, *out_h, *out_x;       // any of apply's y, score_h, and adjoint's or score's x-side result
+  double* energies;                  // likelihood_score: [B,K,2+U] block energies (residual, probe_y, probe_x per user)
+  void *energy, *probe_x, *probe_y;  // their sums over K, on the CPU: real [B], [B,U], [B]
   pool_fn pool;
   int64_t bad;  // out: lowest flat block index b*K + k with a non-finite result, -1 if none
 };

@@ -77,8 +77,27 @@ struct block_worker {
     return static_cast<const T*>(x) + 2 * (b * stride + (u * a.k + k) * a.nt * a.t);
   }
 
+  // H from H^H, eight rows at a time so that the lines written to stay in the first-level cache.
+  void unpack_adjoint(const T* src, T* dst, int64_t row) const {
+    using pair = pack<T, 2>;
+    const int64_t rows = a.nr, columns = a.nt;
+    for (int64_t r0 = 0; r0 < rows; r0 += 8) {
+      const int64_t n = rows - r0 < 8 ? rows - r0 : 8;
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t r = r0; r < r0 + n; ++r) {
+          const pair z = pair::load(src + 2 * (c * rows + r));
+          const typename pair::V w = {z.v[0], -z.v[1]};
+          pair(w).store(dst + r * row + 2 * c);
+        }
+    }
+  }
+
   // Several users' channels side by side as [Nr][M]; one user's block is used where it lies.
   const T* pack_h(int64_t b, int64_t k) {
+    if (a.h_adjoint) {
+      for (int64_t u = 0; u < a.u; ++u) unpack_adjoint(h_of(b, u, k), hs + 2 * u * a.nt, 2 * M);
+      return hs;
+    }
     if (a.u == 1) return h_of(b, 0, k);
     for (int64_t u = 0; u < a.u; ++u) {
       const T* src = h_of(b, u, k);

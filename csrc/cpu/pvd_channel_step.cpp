@@ -4,6 +4,7 @@
 // likelihood_score and pvd_update.
 #include "block_worker.hpp"
 #include "draws.hpp"
+#include "energy_sums.hpp"
 #include "update_run.hpp"
 
 namespace sf {
@@ -108,9 +109,13 @@ void run_channel_step(channel_step_args& a) {
   });
 }
 
-void pvd_channel_step(channel_step_args& a) {
-  a.score.is_double ? run_channel_step<double>(a) : run_channel_step<float>(a);
+template <class T>
+void channel_step(channel_step_args& a) {
+  run_channel_step<T>(a);
+  sum_energies<T>(a.score);
 }
+
+void pvd_channel_step(channel_step_args& a) { a.score.is_double ? channel_step<double>(a) : channel_step<float>(a); }
 
 }  // namespace SF_NS
 }  // namespace sf

@@ -5,6 +5,7 @@
 
 #include "../common/kernels.hpp"
 #include "../common/small_matrix.hpp"
+#include "packs.hpp"
 #include "parallel.hpp"
 #include "transpose.hpp"
 
@@ -55,6 +56,15 @@ struct score_lanes {
     for (int v = 0; v < u; ++v)
       lanes(data, u * a.k * entries, v, entries, first, count).store(0, 2 * int64_t(entries), &z[v * entries].re);
   }
+
+  // H from H^H
+  void load_adjoint(int64_t first, int count) {
+    load(a.h, a.h_b, u, nr * nt, first, count, gh);
+    for (int v = 0; v < u; ++v)
+      for (int r = 0; r < nr; ++r)
+        for (int c = 0; c < nt; ++c) h[(v * nr + r) * nt + c] = conjugate(gh[(v * nt + c) * nr + r]);
+  }
+  static SF_HD Z conjugate(Z z) { return {z.re, P(-z.im.v)}; }
 
   // base - H X for all rows, slots and lanes, into `out` [Nr,T]; base null is zero, and then the sign is left out too.
   template <int R>
@@ -114,24 +124,37 @@ struct score_lanes {
         }
   }
 
-  // |z|^2 of n entries per lane, in double, to out[lane * step]
-  SF_HD static void energy(const Z* z, int n, int count, double* out, int64_t step) {
+  // Lanes [q * WD, (q + 1) * WD) in double
+  SF_HD static D part(const P& p, int q) {
     using H = typename vec_of<T, WD>::VU;
+    const H h = *reinterpret_cast<const H*>(reinterpret_cast<const T*>(&p) + q * WD);
+    if constexpr (sizeof(T) == 8)
+      return D(h);
+    else
+      return widen(h);
+  }
+  // |z|^2 of n entries per lane, in double: one part of the lanes
+  SF_HD static D energy_part(const Z* z, int n, int q) {
+    D sum(0.0);
+    for (int j = 0; j < 2 * n; ++j) {
+      const D d = part((&z->re)[j], q);
+      sum = sum + d * d;
+    }
+    return sum;
+  }
+  // ... of all lanes, to out[lane * step]
+  SF_HD static void energy(const Z* z, int n, int count, double* out, int64_t step) {
     for (int q = 0; q < parts; ++q) {
-      D sum(0.0);
-      for (int j = 0; j < 2 * n; ++j) {
-        const P& p = (&z->re)[j];
-          const D d(__builtin_convertvector(*reinterpret_cast<const H*>(reinterpret_cast<const T*>(&p) + q * WD),
-                                            typename D::V));
-          sum = sum + d * d;
-        }
+      const D sum = energy_part(z, n, q);
       for (int i = 0; i < WD && q * WD + i < count; ++i) out[(q * WD + i) * step] = sum.v[i];
     }
   }
 
-  SF_HD P scales(int64_t first, int count) const {
+  SF_HD static P scales(const block_args& a, int64_t first, int count) {
     P scale(T(1));
-    if (a.noise_var)
+    if (a.noise_var && !a.noise_var_b)
+      scale = P(T(1.0 / double(*static_cast<const T*>(a.noise_var))));
+    else if (a.noise_var)
       for (int i = 0; i < W; ++i) {
         const int64_t item = (first + (i < count ? i : count - 1)) / a.k;
         scale.v[i] = T(1.0 / double(static_cast<const T*>(a.noise_var)[item * a.noise_var_b]));
@@ -143,12 +166,12 @@ struct score_lanes {
     const int64_t step = 2 + u;
     double* e = a.energies + first * step;
     seen = P(T(0));
-    load(a.h, a.h_b, u, nr * nt, first, count, h);
+    a.h_adjoint ? load_adjoint(first, count) : load(a.h, a.h_b, u, nr * nt, first, count, h);
     load(a.x, a.x_b, u, nt * t, first, count, x);
     load(a.y, a.y_b, 1, nr * t, first, count, y);
     residual(x, y, y);
     energy(y, nr * t, count, e, step);
-    scores(scales(first, count));
+    scores(scales(a, first, count));
     store(a.out_h, nr * nt, first, count, gh);
     store(a.out_x, nt * t, first, count, gx);
     for (int i = 0; i < count; ++i)
@@ -166,6 +189,87 @@ struct score_lanes {
     }
   }
 };
+
+// One user, one antenna on either side, one slot, one block an item: lanes along the batch without memory in between.
+// The arithmetic is that of score_lanes.
+template <class T>
+struct score_singles {
+  using lanes = score_lanes<T>;
+  using P = typename lanes::P;
+  using D = typename lanes::D;
+  using Z = typename lanes::Z;
+  static constexpr int W = lanes::W, WD = lanes::WD;
+  const block_args& a;
+
+  template <int... I>
+  static SF_HD Z split(P lo, P hi, int_list<I...>) {
+    return {P(__builtin_shufflevector(lo.v, hi.v, (2 * I)...)), P(__builtin_shufflevector(lo.v, hi.v, (2 * I + 1)...))};
+  }
+  template <int First, int... I>  // of the 2W reals of W entries
+  static SF_HD P mixed(Z z, int_list<I...>) {
+    return P(__builtin_shufflevector(z.re.v, z.im.v, (First + I / 2 + I % 2 * W)...));
+  }
+  // Entries `first` on, `step` apart; lanes past the last repeat it.
+  static SF_HD Z load(const void* data, int64_t step, int64_t first, int count) {
+    const T* p = static_cast<const T*>(data) + 2 * first * step;
+    if (count == W && step == 1) return split(P::load(p), P::load(p + W), make_list<W>());
+    Z z;
+    transposer<T, W>(p, 2 * step, count).load(0, 2, &z.re);
+    return z;
+  }
+  static SF_HD void store(void* data, int64_t first, int count, Z z) {
+    T* p = static_cast<T*>(data) + 2 * first;
+    const int n = 2 * count;
+    put(p, mixed<0>(z, make_list<W>()), n < W ? n : W);
+    if (n > W) put(p + W, mixed<W / 2>(z, make_list<W>()), n - W);
+  }
+
+  void blocks(int64_t first, int count, int64_t& lowest) const {
+    Z h = load(a.h, a.h_b, first, count), r = load(a.y, a.y_b, first, count);
+    if (a.h_adjoint) h = lanes::conjugate(h);
+    const Z x = load(a.x, a.x_b, first, count), zero{P(T(0)), P(T(0))};
+    sub(r, h, x);
+    Z gx = zero, gh = zero;
+    add<times::conj_a>(gx, h, r), add<times::conj_b>(gh, r, x);
+    const P scale = lanes::scales(a, first, count);
+    gx = gx * scale, gh = gh * scale;
+    store(a.out_x, first, count, gx), store(a.out_h, first, count, gh);
+    const P seen = (gx.re - gx.re) + (gx.im - gx.im) + (gh.re - gh.re) + (gh.im - gh.im);
+    const D most(sizeof(T) == 4 ? 3.4028234e38 : largest(0.0));
+    T* energy = static_cast<T*>(a.energy) + first;
+    uint32_t good = 0;
+    for (int q = 0; q < lanes::parts; ++q) {
+      const D e = lanes::energy_part(&r, 1, q) + lanes::part(seen, q);  // NaN where a result is not finite
+      good |= (((e - e) == D(0.0)) & ~(e > most)).bits() << q * WD;
+      const int n = count - q * WD < WD ? count - q * WD : WD;
+      const pack<T, WD> rounded(narrow(e));
+      n == WD ? rounded.store(energy + q * WD) : rounded.store_first(energy + q * WD, n > 0 ? n : 0);
+    }
+    if ((good & low_bits(count)) != low_bits(count))
+      note_lowest(lowest, first + __builtin_ctz(~good));
+  }
+  static SF_HD typename vec_of<T, WD>::V narrow(D e) {
+    if constexpr (sizeof(T) == 8)
+      return e.v;
+    else
+      return rounded_half(e);
+  }
+};
+
+inline bool single_entries(const block_args& a) {
+  return a.u == 1 && a.k == 1 && a.nr == 1 && a.nt == 1 && a.t == 1 && !a.probe;
+}
+
+template <class T>
+void score_single_entries(block_args& a) {
+  constexpr int W = score_singles<T>::W;
+  a.bad = -1;
+  parallel_for(a.pool, (a.b + W - 1) / W, 8192 / W, [&](int64_t begin, int64_t end) {
+    const score_singles<T> worker{a};
+    for (int64_t i = begin * W; i < end * W && i < a.b; i += W)
+      worker.blocks(i, a.b - i < W ? int(a.b - i) : W, a.bad);
+  });
+}
 
 // Lanes along the slots stay half empty with so few of them; a block that outgrows the first-level cache W times over
 // gains nothing from being beside others.

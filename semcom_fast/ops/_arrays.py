@@ -57,7 +57,7 @@ def array_function(fn: F) -> F:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], Tensor):
             for v in args:
-                if isinstance(v, np.ndarray):
+                if type(v) is not Tensor and isinstance(v, np.ndarray):
                     break
             else:  # the common case; an array among the keywords is the op's own TypeError
                 return fn(*args, **kwargs)

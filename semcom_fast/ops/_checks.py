@@ -65,14 +65,17 @@ def shape_error(op: str, need: str, **tensors: Tensor) -> ValueError:
     return ValueError(f"{op}: need {need}; got {got}")
 
 
+def broadcast_shapes(*shapes: torch.Size) -> torch.Size:
+    """torch.broadcast_shapes, whose 13 us are spared where all shapes are the same."""
+    first = shapes[0]
+    return first if all(s == first for s in shapes) else torch.broadcast_shapes(*shapes)
+
+
 def lead_shape(op: str, need: str, names: str, *tensors: tuple[Tensor, int]) -> torch.Size:
     """The broadcast of the leading dims, where each tensor's last `n` dims belong to the item."""
     leads = [t.shape[: t.ndim - n] for t, n in tensors]
-    first = leads[0]
-    if all(lead == first for lead in leads):
-        return first
     try:
-        return torch.broadcast_shapes(*leads)
+        return broadcast_shapes(*leads)
     except RuntimeError:
         shapes = {name: t for name, (t, _) in zip(names.split(), tensors, strict=False)}
         raise shape_error(op, f"{need} with leading dimensions that broadcast", **shapes) from None
@@ -94,6 +97,15 @@ def plain(t: Tensor) -> Tensor:
     if t.is_conj() or t.is_neg():
         return t.new_empty(t.shape).copy_(t)  # one pass, where resolving keeps strides that are then copied again
     return t if t.is_contiguous() else t.contiguous()
+
+
+def all_plain(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """`plain` of each, all complex or all real, in one call where nothing has to be copied."""
+    conj = tensors[0].is_complex()
+    for t in tensors:
+        if (conj and t.is_conj()) or t.is_neg() or not t.is_contiguous():
+            return tuple(plain(t) for t in tensors)
+    return tensors
 
 
 def address(t: Tensor | None, keep: list[Tensor]) -> int:

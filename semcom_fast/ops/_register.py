@@ -19,6 +19,7 @@ from .. import _backend
 
 OPS: dict[str, "Op"] = {}  # by name
 _LIBRARY = torch.library.Library("semcom_fast", "DEF")
+_NO_TENSOR = frozenset((type(None), int, float, bool, tuple, torch.dtype, torch.device))  # sooner than isinstance
 _functorch_level = torch._C._functorch.maybe_current_level
 _modes_active = torch._C._len_torch_dispatch_stack
 
@@ -103,7 +104,7 @@ class Op:
             kind = type(a)
             if kind is Tensor or kind is Parameter:
                 grad = grad or a.requires_grad
-            elif isinstance(a, Tensor):  # a fake tensor or another subclass
+            elif kind not in _NO_TENSOR and isinstance(a, Tensor):  # a fake tensor or another subclass
                 return self._traced(args)
         if _modes_active():
             return self._traced(args)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._native import require_core
+from .._native import kernel
 from ..reference.levels import Level
 from ..reference.waterfill_inject import STREAM
 from . import _checks, _levels
@@ -140,8 +140,10 @@ def run_cpu(
 
     kernel_levels, d_row, d_symbol = levels_of_d(d)
     x0 = inputs[1]
-    table = [0.0 if v is None else _levels.cpu_level(over_rows(v, f), False, keep) for v in levels]
-    bad, joined = getattr(require_core(), f"cpu_{op}")(
+    table = [
+        v if type(v) is float else 0.0 if v is None else _levels.cpu_level(over_rows(v, f), False, keep) for v in levels
+    ]
+    bad, joined = kernel(f"cpu_{op}")(
         (
             f.dtype is torch.float64,
             x0 is not None and x0.dtype is torch.bfloat16,

@@ -22,7 +22,7 @@ def _outputs(y: Tensor, h: Tensor, x: Tensor, probe: Tensor | None) -> tuple[Ten
     b, u = _blocks.batch_size(y, h, x, probe), h.shape[1]
     energy = y.new_empty(b, dtype=_checks.real_dtype(y))
     return (
-        torch.empty_like(h) if h.shape[0] == b else h.new_empty((b, *h.shape[1:])),
+        y.new_empty((b, *h.shape[1:])),  # h may carry a lazy conjugate
         torch.empty_like(x) if x.shape[0] == b else x.new_empty((b, *x.shape[1:])),
         energy,
         energy.new_empty((0 if probe is None else b, u)),
@@ -31,7 +31,10 @@ def _outputs(y: Tensor, h: Tensor, x: Tensor, probe: Tensor | None) -> tuple[Ten
 
 
 def _native(y: Tensor, h: Tensor, x: Tensor, noise_var: Tensor | None, probe: Tensor | None, *, cuda: bool):
-    y, h, x = _blocks.plain(y), _blocks.plain(h), _blocks.plain(x)
+    y, x = _blocks.plain(y), _blocks.plain(x)
+    # H^H stored is read as it lies: copying it first can take longer than the scores
+    adjoint = not cuda and h.is_conj() and not h.is_neg() and h.mT.is_contiguous()
+    h = h if adjoint else _blocks.plain(h)
     probe = None if probe is None else _blocks.plain(probe)
     noise_var = None if noise_var is None else _blocks.plain(noise_var)
     outs = _outputs(y, h, x, probe)
@@ -52,6 +55,7 @@ def _native(y: Tensor, h: Tensor, x: Tensor, noise_var: Tensor | None, probe: Te
         strides,
         (outs[0].data_ptr(), outs[1].data_ptr(), 0 if scratch is None else scratch.data_ptr()),
         *(o.data_ptr() for o in outs[2:]),
+        *(() if cuda else (adjoint,)),
         sizes,
     )
     return outs

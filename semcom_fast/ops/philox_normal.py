@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import reference
-from .._native import require_core
+from .. import _backend, reference
+from .._native import kernel
 from . import _checks, _levels
 from ._register import Op
 
@@ -22,18 +22,18 @@ def _cpu(shape, seed, step, stream, first_item, dtype, device) -> Tensor:
     out = torch.empty(tuple(shape), dtype=dtype, device=device)
     items, reals, scale = _sizes(shape, dtype)
     if out.numel():
-        double = dtype in (torch.float64, torch.complex128)
+        double = dtype is torch.float64 or dtype is torch.complex128
         key = _levels.to_int(seed), _levels.to_int(step) & 0xFFFFFFFF, stream, first_item
-        require_core().cpu_philox_normal(double, out.data_ptr(), items, reals, scale, *key)
+        kernel("cpu_philox_normal")(double, out.data_ptr(), items, reals, scale, *key)
     return out
 
 
 def _triton(shape, seed, step, stream, first_item, dtype, device) -> Tensor:
-    from ..triton import philox_normal as kernel
+    from ..triton import philox_normal as triton
 
     items, reals, scale = _sizes(shape, dtype)
     real = dtype.to_real()
-    out = kernel.run(items, reals, seed, step, stream, first_item, real, torch.device(device), scale)
+    out = triton.run(items, reals, seed, step, stream, first_item, real, torch.device(device), scale)
     out = torch.view_as_complex(out.reshape(items, reals // 2, 2)) if dtype.is_complex else out
     return out.reshape(tuple(shape))
 
@@ -48,9 +48,9 @@ class _DrawOp(Op):
     """No tensor argument decides the device here; the `device` argument does."""
 
     def run(self, *args):
-        from .. import _backend
-
         device = torch.device(args[6])
+        if device.type == "cpu" and _backend.unforced():
+            return self.kernels["cpu"](*args)  # what `select` finds, sooner
         if device.type == "meta":
             return self._fake(*args)
         if device.type == "cuda" and device.index is None:
@@ -58,7 +58,7 @@ class _DrawOp(Op):
         return self.kernels[_backend.select(self.name, self.homes, device)](*args)
 
 
-_NAME = "philox_normal"
+_NAME, _HOST = "philox_normal", torch.device("cpu")
 _op = _DrawOp(
     _NAME,
     "(SymInt[] shape, Tensor seed, Tensor step, int stream, int first_item, ScalarType dtype, Device device) -> Tensor",
@@ -101,4 +101,5 @@ def philox_normal(
         raise ValueError(f"{_NAME}: a draw needs a seed")
     if first_item < 0 or stream < 0:
         raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
-    return _op(tuple(shape), seed, step, stream, first_item, dtype, torch.device(device))
+    device = _HOST if device == "cpu" else torch.device(device)
+    return _op(tuple(shape), seed, step, stream, first_item, dtype, device)

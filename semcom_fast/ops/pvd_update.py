@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._native import require_core
+from .._native import kernel
 from ..reference.levels import Level
 from ..reference.pvd_update import coefficients
 from . import _blocks, _checks, _levels
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Inexact
 
 _LEVELS = ("sigma", "sigma_above", "zeta", "score_var", "next_var")
+_ROOT_HALF = math.sqrt(0.5)  # of the normals that make a complex entry of unit variance
 
 
 class LevelTable(NamedTuple):
@@ -51,26 +52,39 @@ def _drawing(noise: Tensor | None, seed: Any) -> int:
     return 1 if noise is not None else (0 if seed is None else 2)
 
 
+def _all_numbers(sigma, sigma_above, zeta, score_var, next_var) -> bool:
+    """Five Python floats (or the default): what short calls pass, and what needs no look at shapes."""
+    same = type(sigma) is type(sigma_above) is type(zeta) is type(score_var) is float
+    return same and (next_var is None or type(next_var) is float)
+
+
 def _cpu(mean, anchor, sample, denoised, score, noise, *rest):
-    *levels, seed, step, stream, first_item = rest
-    mean, sample = _blocks.plain(mean), _blocks.plain(sample)
+    """Small states take a few microseconds: common cases come first and every look counts."""
+    levels, (seed, step, stream, first_item) = rest[:5], rest[5:]
+    mean, anchor, sample, denoised, score = _checks.all_plain(mean, anchor, sample, denoised, score)
     new_mean, new_sample = torch.empty_like(mean), torch.empty_like(sample)
-    n_l, b, g, e, stacked = _layout(mean, sample, tuple(levels))
-    if not new_sample.numel():
+    reals = new_sample.numel()
+    if not reals:
         return new_mean.copy_(mean), new_sample
-    inputs = (mean, _blocks.plain(anchor), sample, _blocks.plain(denoised), _blocks.plain(score))
-    given = None if noise is None else _blocks.plain(noise)
+    dtype, given, scale = mean.dtype, None if noise is None else _checks.plain(noise), 1.0
+    if dtype.is_complex:
+        reals, scale = 2 * reals, _ROOT_HALF
     keep: list[Tensor] = []
-    table = [
-        v if v is None or type(v) is float else _levels.cpu_level(v, i == 3 and stacked, keep)
-        for i, v in enumerate(levels)
-    ]
-    scale = math.sqrt(0.5) if mean.is_complex() else 1.0
-    key = _levels.to_int(seed), _levels.to_int(step) & 0xFFFFFFFF, stream, first_item
-    bad = require_core().cpu_pvd_update(
-        _blocks.is_double(mean), (n_l, b, g, e),
-        (*(t.data_ptr() for t in inputs), 0 if given is None else given.data_ptr()),
-        new_mean.data_ptr(), new_sample.data_ptr(), *table, _drawing(noise, seed), scale, *key,
+    if mean.ndim and sample.ndim == mean.ndim and _all_numbers(*levels):
+        b = mean.shape[0]
+        sizes, table = (1, b, 1, reals // b), levels
+    else:
+        n_l, b, g, e, stacked = _layout(mean, sample, levels)
+        sizes = n_l, b, g, e
+        table = tuple(
+            None if v is None else _levels.cpu_level(v, i == 3 and stacked, keep) for i, v in enumerate(levels)
+        )
+    pointers = mean.data_ptr(), anchor.data_ptr(), sample.data_ptr(), denoised.data_ptr(), score.data_ptr()
+    bad = kernel("cpu_pvd_update")(
+        dtype is torch.complex128 or dtype is torch.float64, sizes,
+        (*pointers, 0 if given is None else given.data_ptr()), new_mean.data_ptr(), new_sample.data_ptr(), *table,
+        _drawing(noise, seed), scale,
+        _levels.to_int(seed), _levels.to_int(step) & 0xFFFFFFFF, stream, first_item,
     )  # fmt: skip
     if bad >= 0 and not _checks.tolerating_non_finite():
         raise ValueError(f"{_NAME}: item {bad} is not finite (NaN or Inf in the input, or overflow), or one of its levels "
@@ -79,7 +93,7 @@ def _cpu(mean, anchor, sample, denoised, score, noise, *rest):
 
 
 def _triton(mean, anchor, sample, denoised, score, noise, *rest):
-    from ..triton import pvd_update as kernel
+    from ..triton import pvd_update as triton
 
     *levels, seed, step, stream, first_item = rest
     n_l, b, g, e, stacked = _layout(mean, sample, tuple(levels))
@@ -96,7 +110,7 @@ def _triton(mean, anchor, sample, denoised, score, noise, *rest):
         None if next_var is None else level(next_var),
     )
     one, many = (b, g, e), (n_l, b, g, e)
-    new_mean, new_sample = kernel.run(
+    new_mean, new_sample = triton.run(
         _real(mean).reshape(one),
         _real(anchor).reshape(one),
         _real(sample).reshape(many),
@@ -282,12 +296,13 @@ def pvd_update(
     _checks.same_kind(_NAME, _checks.ANY, names, mean, anchor, sample, denoised, score, noise)
     if not (anchor.shape == mean.shape == sample.shape == denoised.shape == score.shape and noise is None):
         _check_shapes(mean, {"sample": sample, "denoised": denoised, "score": score, "noise": noise}, anchor)
-    _check_levels(mean, sample, (sigma, sigma_above, zeta, score_var, next_var))
+    levels = (sigma, sigma_above, zeta, score_var, next_var)
+    if not (_all_numbers(*levels) and 0 < sigma < math.inf and 0 < sigma_above < math.inf and 0 < score_var < math.inf):
+        _check_levels(mean, sample, levels)
     if first_item < 0 or stream < 0:
         raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
-    if _levels.is_number(next_var) and next_var == 0:
+    if next_var is not None and _levels.is_number(next_var) and next_var == 0:
         seed = noise = None
     elif noise is None and seed is None:
         raise ValueError(f"{_NAME} draws the next sample: pass noise= or seed=, or next_var=0 for no draw")
-    levels = (sigma, sigma_above, zeta, score_var, next_var)
     return _op(mean, anchor, sample, denoised, score, noise, *levels, seed, step, stream, first_item)

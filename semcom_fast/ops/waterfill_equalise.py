@@ -19,7 +19,7 @@ _NAME = "waterfill_equalise"
 
 
 def _outputs(y: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    lead, m = torch.broadcast_shapes(y.shape, h.shape)[:-1], torch.broadcast_shapes(y.shape, h.shape)[-1]
+    *lead, m = _checks.broadcast_shapes(y.shape, h.shape)
     real = _checks.real_dtype(y)
     return y.new_empty((*lead, 2 * m), dtype=real), y.new_empty((*lead, m), dtype=real)
 
@@ -160,7 +160,7 @@ def waterfill_equalise(
         raise TypeError(f"{_NAME}: noise_var must be a number or a tensor, got None")
     _checks.same_kind(_NAME, _checks.COMPLEX, "y h", y, h)
     try:
-        shape = torch.broadcast_shapes(y.shape, h.shape)
+        shape = _checks.broadcast_shapes(y.shape, h.shape)
     except RuntimeError:
         shape = torch.Size()
     if not shape:
