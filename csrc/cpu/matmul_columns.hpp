@@ -19,7 +19,7 @@ SF_HD void fetch(const T* p, int64_t stride, int64_t reals, int64_t runs, int64_
 
 template <class T, bool Conj>
 struct column_lanes {
-  static constexpr int W = native_width<T>, WC = W / 2, max_rows = 64;
+  static constexpr int W = native_width<T>, WC = W / 2;
   // packs of a tile; fewer rows of A have registers for more
   static constexpr int max_ct = 3, wide_ct = 2 * max_ct, max_ct_of_row = 2 * packed_tile_rows;
   static constexpr int tile_rows(int ct) {
@@ -29,13 +29,15 @@ struct column_lanes {
 
   const matmul_args& g;
   const operand<T> a, b;
+  const int64_t max_rows;
   T* xs;                     // a chunk of B, [K][CT*W]
   int64_t share_a, share_b;  // runs of A and B fetched with each tile of rows
 
   explicit column_lanes(const matmul_args& args)
       : g(args),
         a(args, args.a, args.a_step, args.a_row, args.a_col),
-        b(args, args.b, args.b_step, args.b_row, args.b_col) {
+        b(args, args.b, args.b_step, args.b_row, args.b_col),
+        max_rows(unit_rows(args)) {
     void* memory;
     if (posix_memalign(&memory, 64, size_t(g.k) * chunk_packs(g) * W * sizeof(T))) abort();
     xs = static_cast<T*>(memory);
@@ -52,8 +54,9 @@ struct column_lanes {
     return rest < 0 ? 0 : rest < WC ? rest : WC;
   }
 
-  template <int RT, int CT, bool Partial>
-  SF_HD void rows(const T* ap, const T* x, int64_t x_row, T* out, int cols, Col& seen) const {
+  // Once: no other tile reads this B, so every pack of it asks for its like in the unit after, `ahead` reals from here.
+  template <int RT, int CT, bool Partial, bool Once>
+  SF_HD void rows(const T* ap, const T* x, int64_t x_row, int64_t ahead, T* out, int cols, Col& seen) const {
     product<Col, Conj> p[RT][CT];
     SF_UNROLL
     for (int i = 0; i < RT; ++i) SF_UNROLL
@@ -63,6 +66,7 @@ struct column_lanes {
         p, g.k, [&](int i, int64_t q) SF_LAMBDA { return scalar2<T>{ap[i * row + q * col], ap[i * row + q * col + 1]}; },
         [&](int64_t q, int c) SF_LAMBDA { 
           const T* at = x + q * x_row + c * W;
+          if (Once) __builtin_prefetch(at + ahead, 0, 2);
           return Partial ? Col::load_first(at, left(cols, c)) : Col::load(at);
         });
     SF_UNROLL
@@ -94,6 +98,7 @@ struct column_lanes {
     int cols;
   };
   // Share `part` of what a later unit reads; A is fetched with its first chunk of columns.
+  template <bool Once>
   SF_HD void fetch_part(const unit& u, int64_t part) const {
     const T *ap = a.at(u.item) + 2 * u.r0 * a.row, *bp = b.at(u.item) + 2 * u.c0 * b.col;
     if (u.c0 == 0 && !a.shared()) {
@@ -102,7 +107,7 @@ struct column_lanes {
       else
         fetch(ap, 2 * a.col, 2 * u.rows, g.k, part * share_a, share_a);
     }
-    if (b.shared()) return;
+    if (Once || b.shared()) return;
     if (b.col == 1)
       fetch(bp, 2 * b.row, 2 * int64_t(u.cols), g.k, part * share_b, share_b);
     else
@@ -110,20 +115,20 @@ struct column_lanes {
   }
 
   // All rows of a unit, tile by tile.
-  template <int CT, bool Partial>
+  template <int CT, bool Partial, bool Once>
   SF_HD void sweep(const unit& u, const T* ap, const T* x, int64_t x_row, T* out, const unit* next, Col& seen) const {
     constexpr int RT = tile_rows(CT);
-    const int64_t down = 2 * a.row;
+    const int64_t down = 2 * a.row, ahead = Once && next ? b.at(next->item) + 2 * next->c0 * b.col - x : 0;
     int64_t r = 0;
     for (; r + RT <= u.rows; r += RT, ap += RT * down, out += 2 * RT * g.n) {
-      if (next) fetch_part(*next, r / RT);
-      rows<RT, CT, Partial>(ap, x, x_row, out, u.cols, seen);
+      if (next) fetch_part<Once>(*next, r / RT);
+      rows<RT, CT, Partial, Once>(ap, x, x_row, ahead, out, u.cols, seen);
     }
-    if (next && r < u.rows) fetch_part(*next, r / RT);
+    if (next && r < u.rows) fetch_part<Once>(*next, r / RT);
     if constexpr (RT > 2)
       for (; r + 2 <= u.rows; r += 2, ap += 2 * down, out += 4 * g.n)
-        rows<2, CT, Partial>(ap, x, x_row, out, u.cols, seen);
-    for (; r < u.rows; ++r, ap += down, out += 2 * g.n) rows<1, CT, Partial>(ap, x, x_row, out, u.cols, seen);
+        rows<2, CT, Partial, Once>(ap, x, x_row, ahead, out, u.cols, seen);
+    for (; r < u.rows; ++r, ap += down, out += 2 * g.n) rows<1, CT, Partial, Once>(ap, x, x_row, ahead, out, u.cols, seen);
   }
 
   template <int CT>
@@ -137,9 +142,11 @@ struct column_lanes {
     T* out = static_cast<T*>(g.out) + 2 * (item * g.m * g.n + r0 * g.n + c0);
     Col seen = Col::zero();
     if (partial && once)
-      sweep<CT, true>(u, ap, x, x_row, out, next, seen);
+      sweep<CT, true, true>(u, ap, x, x_row, out, next, seen);
+    else if (once)
+      sweep<CT, false, true>(u, ap, x, x_row, out, next, seen);
     else
-      sweep<CT, false>(u, ap, x, x_row, out, next, seen);
+      sweep<CT, false, false>(u, ap, x, x_row, out, next, seen);
     return seen.v.sum() == 0;
   }
 
@@ -148,7 +155,12 @@ struct column_lanes {
     if (g.m == 1) return max_ct_of_row;
     return g.n > max_ct * WC && g.n <= wide_ct * WC && g.k <= 64 ? wide_ct : max_ct;
   }
-  static int64_t row_parts(const matmul_args& g) { return (g.m + max_rows - 1) / max_rows; }
+  // Threads share one product by its rows, where none of them would have to pack B for itself.
+  static int64_t unit_rows(const matmul_args& g) {
+    const bool alone = g.dims == 1 && g.size[0] == 1;
+    return alone && g.b_col == 1 && g.n % WC == 0 ? 4 * packed_tile_rows : 64;
+  }
+  static int64_t row_parts(const matmul_args& g) { return (g.m + unit_rows(g) - 1) / unit_rows(g); }
   static int64_t col_parts(const matmul_args& g) { return (g.n + chunk_packs(g) * WC - 1) / (chunk_packs(g) * WC); }
 
   void run(int64_t begin, int64_t end, int64_t& lowest) {
