@@ -83,40 +83,6 @@ SF_HD scalar2<T> inner_columns(const pack_cols<T, W> (&r)[CT], const pack_cols<T
   for (int c = 1; c < CT; ++c) re = re + r[c].v * x[c].v, im = im + r[c].v * swap_pairs(x[c].v);
   return {re.sum(), (im * turn_signs<T, W>()).sum()};
 }
-
-// sum over the columns of a x, or conj(a) x: the same two products of reals, of which one changes signs at the end.
-template <class T, int W, bool Conj>
-struct dots {
-  pack<T, W> same, crossed;
-  SF_HD static dots zero() { return {pack<T, W>(T(0)), pack<T, W>(T(0))}; }
-  SF_HD void add(pack_cols<T, W> a, pack_cols<T, W> x) {
-    same = same + a.v * x.v;
-    crossed = crossed + a.v * swap_pairs(x.v);
-  }
-  SF_HD pack<T, W> re() const { return Conj ? same : pack<T, W>(T(0)) - same * turn_signs<T, W>(); }
-  SF_HD pack<T, W> im() const { return Conj ? pack<T, W>(T(0)) - crossed * turn_signs<T, W>() : crossed; }
-};
-
-template <int D, class T, int W, int... I>
-SF_HD pack<T, W> add_halves(pack<T, W> a, pack<T, W> b, int_list<I...>) {
-  return pack<T, W>(__builtin_shufflevector(a.v, b.v, ((I & D) == 0 ? I : W + I - D)...)) +
-         pack<T, W>(__builtin_shufflevector(a.v, b.v, ((I & D) == 0 ? I + D : W + I)...));
-}
-// Lane l: the sum over the lanes of p[l], W packs side by side. Halves, quarters, ... are added as in pack::sum.
-template <int D = 1, class T, int W>
-SF_HD pack<T, W> sums_of(const pack<T, W>* p) {
-  if constexpr (D == W)
-    return p[0];
-  else
-    return add_halves<D>(sums_of<2 * D>(p), sums_of<2 * D>(p + D), make_list<W>());
-}
-template <class T, int W, bool Conj>
-SF_HD pack_cols<T, W> values(const dots<T, W, Conj> (&q)[W / 2]) {
-  pack<T, W> p[W];
-  SF_UNROLL
-  for (int i = 0; i < W / 2; ++i) p[2 * i] = q[i].re(), p[2 * i + 1] = q[i].im();
-  return {sums_of(p)};
-}
 #endif
 
 // Rows of a tile of up to three column packs whose two accumulators each stay in registers: 24 of 32, or 12 of 16.
