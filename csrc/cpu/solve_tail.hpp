@@ -105,18 +105,15 @@ struct solve_tail {
       }
   }
 
-  template <int CT>
-  void narrow(const R* h, const R* s, int c0, int cols) const {
-    if (!s) return adjoint<CT>(h, c0, cols);
-    const R* from = s + 2 * c0;
-    int64_t row = 2 * t;
-    if (cols < CT * WC) symbols<CT>(s, c0, cols, q), from = q, row = CT * W;
+  // Rows of H^H times K rows of columns `row` reals apart; out(i, c, value) gets every pack of the product.
+  template <int CT, class Out>
+  void adjoint_product(const R* h, const R* from, int64_t row, const Out& out) const {
     int i = 0;
-    for (; i + RT <= n; i += RT) narrow_rows<CT, RT>(h, i, from, row);
-    for (; i < n; ++i) narrow_rows<CT, 1>(h, i, from, row);
+    for (; i + RT <= m; i += RT) adjoint_rows<CT, RT>(h, i, from, row, out);
+    for (; i < m; ++i) adjoint_rows<CT, 1>(h, i, from, row, out);
   }
-  template <int CT, int B>
-  SF_HD void narrow_rows(const R* h, int i0, const R* from, int64_t row) const {
+  template <int CT, int B, class Out>
+  SF_HD void adjoint_rows(const R* h, int i0, const R* from, int64_t row, const Out& out) const {
     product<Col, true> p[B][CT];
     SF_UNROLL
     for (int i = 0; i < B; ++i) SF_UNROLL
@@ -127,7 +124,16 @@ struct solve_tail {
         [&](int64_t j, int c) SF_LAMBDA { return Col::load(from + j * row + c * W); });
     SF_UNROLL
     for (int i = 0; i < B; ++i) SF_UNROLL
-    for (int c = 0; c < CT; ++c) set<CT>(i0 + i, c, p[i][c].value());
+    for (int c = 0; c < CT; ++c) out(i0 + i, c, p[i][c].value());
+  }
+
+  template <int CT>
+  void narrow(const R* h, const R* s, int c0, int cols) const {
+    if (!s) return adjoint<CT>(h, c0, cols);
+    const R* from = s + 2 * c0;
+    int64_t row = 2 * t;
+    if (cols < CT * WC) symbols<CT>(s, c0, cols, q), from = q, row = CT * W;
+    adjoint_product<CT>(h, from, row, [&](int i, int c, Col v) SF_LAMBDA { set<CT>(i, c, v); });
   }
   template <int CT>
   void adjoint(const R* h, int c0, int cols) const {  // unit symbols: columns of H^H
@@ -211,23 +217,7 @@ struct solve_tail {
 
   template <int CT>
   void wide(const R* h, R* out, int cols, Col& seen) const {
-    int i = 0;
-    for (; i + RT <= m; i += RT) wide_rows<CT, RT>(h, i, out, cols, seen);
-    for (; i < m; ++i) wide_rows<CT, 1>(h, i, out, cols, seen);
-  }
-  template <int CT, int B>
-  SF_HD void wide_rows(const R* h, int i0, R* out, int cols, Col& seen) const {
-    product<Col, true> p[B][CT];
-    SF_UNROLL
-    for (int i = 0; i < B; ++i) SF_UNROLL
-    for (int c = 0; c < CT; ++c) p[i][c] = product<Col, true>::zero();
-    const R* a = h + 2 * i0;
-    multiply_tile(
-        p, k, [&](int i, int64_t j) SF_LAMBDA { return scalar2<R>{a[2 * (j * m + i)], a[2 * (j * m + i) + 1]}; },
-        [&](int64_t j, int c) SF_LAMBDA { return at<CT>(j, c); });
-    SF_UNROLL
-    for (int i = 0; i < B; ++i) SF_UNROLL
-    for (int c = 0; c < CT; ++c) put(p[i][c].value(), out + int64_t(i0 + i) * 2 * t, c, cols, seen);
+    adjoint_product<CT>(h, z, CT * W, [&](int i, int c, Col v) SF_LAMBDA { put(v, out + int64_t(i) * 2 * t, c, cols, seen); });
   }
 };
 
