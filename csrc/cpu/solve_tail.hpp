@@ -105,15 +105,15 @@ struct solve_tail {
       }
   }
 
-  // Rows of H^H times K rows of columns `row` reals apart; out(i, c, value) gets every pack of the product.
-  template <int CT, class Out>
-  void adjoint_product(const R* h, const R* from, int64_t row, const Out& out) const {
+  // H^H times K rows of columns: in(j, c) yields their packs, out(i, c, value) gets those of the product.
+  template <int CT, class In, class Out>
+  void adjoint_product(const R* h, const In& in, const Out& out) const {
     int i = 0;
-    for (; i + RT <= m; i += RT) adjoint_rows<CT, RT>(h, i, from, row, out);
-    for (; i < m; ++i) adjoint_rows<CT, 1>(h, i, from, row, out);
+    for (; i + RT <= m; i += RT) adjoint_rows<CT, RT>(h, i, in, out);
+    for (; i < m; ++i) adjoint_rows<CT, 1>(h, i, in, out);
   }
-  template <int CT, int B, class Out>
-  SF_HD void adjoint_rows(const R* h, int i0, const R* from, int64_t row, const Out& out) const {
+  template <int CT, int B, class In, class Out>
+  SF_HD void adjoint_rows(const R* h, int i0, const In& in, const Out& out) const {
     product<Col, true> p[B][CT];
     SF_UNROLL
     for (int i = 0; i < B; ++i) SF_UNROLL
@@ -121,7 +121,7 @@ struct solve_tail {
     const R* a = h + 2 * i0;
     multiply_tile(
         p, k, [&](int i, int64_t j) SF_LAMBDA { return scalar2<R>{a[2 * (j * m + i)], a[2 * (j * m + i) + 1]}; },
-        [&](int64_t j, int c) SF_LAMBDA { return Col::load(from + j * row + c * W); });
+        in);
     SF_UNROLL
     for (int i = 0; i < B; ++i) SF_UNROLL
     for (int c = 0; c < CT; ++c) out(i0 + i, c, p[i][c].value());
@@ -133,7 +133,8 @@ struct solve_tail {
     const R* from = s + 2 * c0;
     int64_t row = 2 * t;
     if (cols < CT * WC) symbols<CT>(s, c0, cols, q), from = q, row = CT * W;
-    adjoint_product<CT>(h, from, row, [&](int i, int c, Col v) SF_LAMBDA { set<CT>(i, c, v); });
+    adjoint_product<CT>(
+        h, [&](int64_t j, int c) SF_LAMBDA { return Col::load(from + j * row + c * W); }, [&](int i, int c, Col v) SF_LAMBDA { set<CT>(i, c, v); });
   }
   template <int CT>
   void adjoint(const R* h, int c0, int cols) const {  // unit symbols: columns of H^H
@@ -217,7 +218,8 @@ struct solve_tail {
 
   template <int CT>
   void wide(const R* h, R* out, int cols, Col& seen) const {
-    adjoint_product<CT>(h, z, CT * W, [&](int i, int c, Col v) SF_LAMBDA { put(v, out + int64_t(i) * 2 * t, c, cols, seen); });
+    adjoint_product<CT>(
+        h, [&](int64_t j, int c) SF_LAMBDA { return at<CT>(j, c); }, [&](int i, int c, Col v) SF_LAMBDA { put(v, out + int64_t(i) * 2 * t, c, cols, seen); });
   }
 };
 
