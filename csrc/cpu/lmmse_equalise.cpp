@@ -82,7 +82,6 @@ struct equaliser {
 template <class T>
 void equalise_in_columns(rzf_args& a) {
   const auto in_lanes = [&](int64_t begin, int64_t end) {
-    if (begin == end) return;
     const equaliser<T> lanes{a};
     typename equaliser<T>::R w(a);
     constexpr int width = equaliser<T>::R::W;
@@ -91,9 +90,7 @@ void equalise_in_columns(rzf_args& a) {
   };
   parallel_for(a.pool, a.n, 1, [&](int64_t b, int64_t e) {
     equalise_columns<T> w(a);
-    for (int64_t i = b; i < e; ++i)
-      if (w.solve(i)) in_lanes(b, i), b = i + 1;  // channels [b, i) are still to be done
-    in_lanes(b, e);
+    solve_or_leave(b, e, [&](int64_t i) { return w.solve(i); }, in_lanes);
   });
 }
 

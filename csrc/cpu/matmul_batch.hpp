@@ -134,8 +134,7 @@ struct batch_lanes {
     constexpr int64_t ahead = 4096 / int64_t(sizeof(T));
     const int64_t reals = W * 2 * entries;
     if (o.dims > 1 || reals > ahead) return;
-    const T* p = o.at(item) + ahead;
-    for (int64_t j = 0; j < reals; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + j, 0, 2);
+    fetch(o.at(item) + ahead, reals);
   }
 
   void run(int64_t begin, int64_t end, int64_t& lowest) {

@@ -10,11 +10,10 @@
 namespace sf {
 inline namespace SF_NS {
 
-// Runs [from, from + count) of `runs` runs of reals, asked for ahead of their use.
+// Runs [from, from + count) of `runs` runs of reals.
 template <class T>
 SF_HD void fetch(const T* p, int64_t stride, int64_t reals, int64_t runs, int64_t from, int64_t count) {
-  for (int64_t i = from; i < from + count && i < runs; ++i)
-    for (int64_t j = 0; j < reals; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i * stride + j, 0, 2);
+  for (int64_t i = from; i < from + count && i < runs; ++i) fetch(p + i * stride, reals);
 }
 
 template <class T, bool Conj>

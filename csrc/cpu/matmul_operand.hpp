@@ -6,6 +6,12 @@
 namespace sf {
 inline namespace SF_NS {
 
+// A run of reals, asked for ahead of its use.
+template <class T>
+SF_HD void fetch(const T* p, int64_t reals) {
+  for (int64_t j = 0; j < reals; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + j, 0, 2);
+}
+
 // Entry (i, j) of an item is at(item)[2 * (i * row + j * col)].
 template <class T>
 struct operand {

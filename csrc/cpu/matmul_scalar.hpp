@@ -4,26 +4,11 @@
 #pragma once
 #include "../common/columns.hpp"
 #include "matmul_operand.hpp"
+#include "packs.hpp"
 #include "parallel.hpp"
 
 namespace sf {
 inline namespace SF_NS {
-
-// The lowest of the items [begin, end) of `reals` reals each with an entry that is not finite, -1 if there is none.
-template <class T>
-int64_t first_spoilt(const T* p, int64_t begin, int64_t end, int64_t reals) {
-  constexpr int W = native_width<T>;
-  using P = pack<T, W>;
-  for (int64_t i = begin; i < end; ++i) {
-    const T* q = p + i * reals;
-    P seen(T(0));
-    int64_t j = 0;
-    for (; j + W <= reals; j += W) seen = seen + (P::load(q + j) - P::load(q + j));
-    if (j < reals) seen = seen + (P::load_first(q + j, int(reals - j)) - P::load_first(q + j, int(reals - j)));
-    if (!(seen.sum() == 0)) return i;
-  }
-  return -1;
-}
 
 template <class T, bool Conj>
 struct scaled_rows {
@@ -74,9 +59,6 @@ struct scaled_rows {
       short_rows<N, C + 1>(s, x, out, cols, done);
     }
   }
-  static SF_HD void fetch_ahead(const T* p, int reals) {
-    for (int j = 0; j < reals; j += 64 / int(sizeof(T))) __builtin_prefetch(p + ahead + j, 0, 2);
-  }
   static SF_HD void copy(const T* from, T* to) { pack<T, 2>::load(from).store(to); }
 
   // WC items at a time; `dense`: both operands lie one item behind the other.
@@ -85,7 +67,7 @@ struct scaled_rows {
     int64_t i = begin;
     if (dense)
       for (const T *s = a.at(0), *x = b.at(0); i + WC <= end; i += WC) {
-        fetch_ahead(x + 2 * i * N, 2 * WC * N), fetch_ahead(s + 2 * i, W);
+        fetch(x + 2 * i * N + ahead, 2 * WC * N), fetch(s + 2 * i + ahead, W);
         short_rows<N>(P::load(s + 2 * i), x + 2 * i * N, out + 2 * i * N, WC * N, done);
       }
     for (; i < end; i += WC) {
@@ -116,7 +98,7 @@ struct scaled_rows {
     const T *s = a.at(item) + r * down, *row = b.at(item);
     for (; begin < end; ++begin, s += down, ++r, to += 2 * n) {
       if (r == m) r = 0, ++item, s = a.at(item), row = b.at(item);
-      if (Dense && r == 0) fetch_ahead(row, int(2 * n));
+      if (Dense && r == 0) fetch(row + ahead, 2 * n);
       const scalar2<T> by{s[0], s[1]};
       const auto pack_at = [&](int64_t j) SF_LAMBDA {
         T x[W];

@@ -25,6 +25,22 @@ SF_HD native<T> first_lanes(native<T> v, int m) {
   return v;
 }
 
+// The lowest of the items [begin, end) of `reals` reals each with an entry that is not finite, -1 if there is none.
+template <class T>
+int64_t first_spoilt(const T* p, int64_t begin, int64_t end, int64_t reals) {
+  constexpr int W = native_width<T>;
+  using P = pack<T, W>;
+  for (int64_t i = begin; i < end; ++i) {
+    const T* q = p + i * reals;
+    P seen(T(0));
+    int64_t j = 0;
+    for (; j + W <= reals; j += W) seen = seen + (P::load(q + j) - P::load(q + j));
+    if (j < reals) seen = seen + (P::load_first(q + j, int(reals - j)) - P::load_first(q + j, int(reals - j)));
+    if (!(seen.sum() == 0)) return i;
+  }
+  return -1;
+}
+
 // body(i, lanes) over n entries
 template <class T, class Body>
 SF_HD void each_pack(int64_t n, const Body& body) {

@@ -74,9 +74,9 @@ struct tail_job {
       const bool singular = w.info.v[lane] > 0 || (w.a.refuse_zero && w.reg.v[lane] == 0);
       const lane_factor<R> f{own, own + diagonal, from ? own + diagonal + n : nullptr};
       if (singular && !w.a.pinv)
-        tail.silence(first + lane, 0, 2 * w.a.m * w.a.t);
+        tail.silence(first + lane);
       else
-        tail.run(first + lane, f, [&](int j) { w.spoilt[j].v[lane] = T(1); });
+        w.spoilt[0].v[lane] = T(tail.run(first + lane, f) ? 0 : 1);
     }
   }
 };
@@ -149,7 +149,7 @@ struct precoder {
     for (int64_t i = begin; i < end; i += R::W) {
       const int count = end - i < R::W ? int(end - i) : R::W;
       w.load(i, count);
-      for (int j = 0; j < a.t; ++j) w.spoilt[j] = P(T(0));
+      w.spoilt[0] = P(T(0));
       w.template solve_lanes<N>(tail_job<T>{tail, i, count});
       w.refuse();
       w.note(a, i, count);
@@ -320,16 +320,13 @@ struct column_precoder : precoder<T> {
   explicit column_precoder(rzf_args& args) : precoder<T>(args, 1) {}
 
   __attribute__((noinline)) void in_lanes(int64_t begin, int64_t end) const {
-    if (begin == end) return;
     typename precoder<T>::R w(a);
     this->template forward<0>(w, begin, end);
   }
   void solve_range(int64_t begin, int64_t end) const {
     precode_columns<T> w(a);
-    int64_t left = begin;  // channels [left, i) are still to be done
-    for (int64_t i = begin; i < end; ++i)
-      if (w.solve(i)) in_lanes(left, i), left = i + 1;
-    in_lanes(left, end);
+    solve_or_leave(
+        begin, end, [&](int64_t i) { return w.solve(i); }, [&](int64_t i, int64_t j) { in_lanes(i, j); });
   }
   double energy(int64_t unit) const {
     const int64_t mt = 2 * a.m * a.t;

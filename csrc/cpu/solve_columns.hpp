@@ -5,6 +5,7 @@
 // serve those, and say what was wrong with them.
 #pragma once
 #include "factor_columns.hpp"
+#include "packs.hpp"
 #include "regularised.hpp"
 
 namespace sf {
@@ -18,18 +19,15 @@ inline bool solve_columns_serves(const rzf_args& a) {
 }
 inline bool equalise_columns_serves(const rzf_args& a) { return a.m_form ? a.m >= 8 : a.k > 8; }
 
-template <class T>
-SF_HD bool all_finite(const T* p, int64_t n) {
-  constexpr int W = native_width<T>;
-  pack<T, W> sum(T(0));
-  int64_t j = 0;
-  for (; j + W <= n; j += W) {
-    const auto v = pack<T, W>::load(p + j);
-    sum = sum + (v - v);
-  }
-  T rest = sum.sum();
-  for (; j < n; ++j) rest += p[j] - p[j];
-  return rest == T(0);
+// Channels [begin, end): solve(i) takes one or leaves it, lanes(first, last) gets every run of those left.
+template <class Solve, class Lanes>
+void solve_or_leave(int64_t begin, int64_t end, const Solve& solve, const Lanes& lanes) {
+  const auto leave_until = [&](int64_t i) {
+    if (begin < i) lanes(begin, i);
+  };
+  for (int64_t i = begin; i < end; ++i)
+    if (solve(i)) leave_until(i), begin = i + 1;
+  leave_until(end);
 }
 
 // Channels of type T in arithmetic Q, for `sides` right-hand sides.
@@ -122,7 +120,7 @@ struct precode_solver : channel_columns<T, Q> {
       for (int64_t j = 0; j < t; ++j) vector(from, out, j);
     else
       for (int64_t j = 0; j < sides; j += B::most) chunk(from, out, j, sides - j < B::most ? sides - j : B::most);
-    return all_finite(out, 2 * m * t);
+    return first_spoilt(out, 0, 1, 2 * m * t) < 0;
   }
 
   void vector(const T* from, T* out, int64_t j) {
@@ -227,7 +225,7 @@ struct equalise_columns : channel_columns<T, double> {
       x[2 * j] = T(heard ? biased[2 * j] / gain[j] : 0), x[2 * j + 1] = T(heard ? -biased[2 * j + 1] / gain[j] : 0);
       noise[j] = T(heard ? rest[j] / gain[j] : __builtin_inf());
     }
-    if (!all_finite(x, 2 * m)) return false;
+    if (first_spoilt(x, 0, 1, 2 * m) >= 0) return false;
     if (a.info) a.info[i] = 0;
     return true;
   }
@@ -236,15 +234,18 @@ struct equalise_columns : channel_columns<T, double> {
     const D both = squares + swap_pairs(squares);
     for (int i = 0; i < WC && i < left; ++i) out[i] = both.v[2 * i];
   }
+  // |u|^2 of the columns u = U^-H z of packs [c, c + CT)
+  template <int CT>
+  void norms(int c, int from, double* out, int64_t left) {
+    D sum[CT];
+    for (int q = 0; q < CT; ++q) sum[q] = D(0.0);
+    factor.template down<CT>(z, z_ld, c, from, [&](int q, Col v) SF_LAMBDA { sum[q] = sum[q] + v.v * v.v; });
+    for (int q = 0; q < CT; ++q) put_sums(sum[q], out + q * WC, left - q * WC);
+  }
   void column_norms(int64_t j, int64_t some) {
     X::place(z, z_ld, factor.rows, h + 2 * j, n, some, h_ld / 2, 1, false);
-    X::each_tile(0, X::packs(some), [&](auto ct, int c) SF_LAMBDA {
-      constexpr int CT = decltype(ct)::value;
-      D sum[CT];
-      for (int q = 0; q < CT; ++q) sum[q] = D(0.0);
-      factor.template down<CT>(z, z_ld, c, 0, [&](int q, Col v) SF_LAMBDA { sum[q] = sum[q] + v.v * v.v; });
-      for (int q = 0; q < CT; ++q) put_sums(sum[q], gain + j + (c + q) * WC, some - (c + q) * WC);
-    });
+    X::each_tile(0, X::packs(some),
+                 [&](auto ct, int c) SF_LAMBDA { norms<decltype(ct)::value>(c, 0, gain + j + c * WC, some - c * WC); });
     for (int64_t i = j; i < j + some; ++i) rest[i] = 1 - gain[i];
   }
   void inverse_norms(int64_t j, int64_t some, double reg) {
@@ -253,10 +254,7 @@ struct equalise_columns : channel_columns<T, double> {
       const int from = int(j + c * WC) / R * R;  // the rows above stay zero
       for (int i = 0; i < factor.rows; ++i)
         for (int q = 0; q < CT * W; ++q) z[i * z_ld + c * W + q] = i == j + c * WC + q / 2 && q % 2 == 0 ? 1.0 : 0.0;
-      D sum[CT];
-      for (int q = 0; q < CT; ++q) sum[q] = D(0.0);
-      factor.template down<CT>(z, z_ld, c, from, [&](int q, Col v) SF_LAMBDA { sum[q] = sum[q] + v.v * v.v; });
-      for (int q = 0; q < CT; ++q) put_sums(sum[q], rest + j + (c + q) * WC, some - (c + q) * WC);
+      norms<CT>(c, from, rest + j + c * WC, some - c * WC);
     });
     bool quiet = false;  // 1 - rest would lose digits that the result has
     for (int64_t i = j; i < j + some; ++i) {

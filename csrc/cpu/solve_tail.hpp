@@ -7,6 +7,7 @@
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
 #include "../common/small_matrix.hpp"
+#include "packs.hpp"
 #include "parallel.hpp"
 
 namespace sf {
@@ -223,7 +224,7 @@ struct solve_tail {
   }
 };
 
-// The tail over memory of type T: arithmetic of another type and right-hand sides stored as rows pass through scratch.
+// The tail over memory of type T: arithmetic of another type passes through scratch.
 template <class T>
 struct tail_worker {
   const rzf_args& a;
@@ -244,55 +245,39 @@ struct tail_worker {
   static int64_t stride(int64_t n) { return n * (n + 1); }  // of a lane's factor: l, inv and from
 
   T* out(int64_t channel) const { return static_cast<T*>(a.out_x) + channel * 2 * a.m * a.t; }
-  void silence(int64_t channel, int64_t first, int64_t count) const {
-    T* x = out(channel) + first;
-    for (int64_t i = 0; i < count; ++i) x[i] = T(0);
+  void silence(int64_t channel) const {
+    T* x = out(channel);
+    for (int64_t i = 0; i < 2 * a.m * a.t; ++i) x[i] = T(0);
   }
 
-  // x of one channel; spoilt(j) is called for a right-hand side j (without `rows`: 0, for all) that is not finite, and
-  // it is set to zero.
-  template <class R, class F>
-  void run(int64_t channel, const lane_factor<R>& f, const F& spoilt) const {
+  // x of one channel; false where it is not finite, and then it is set to zero.
+  template <class R>
+  bool run(int64_t channel, const lane_factor<R>& f) const {
     using tail = solve_tail<R>;
     const tail each(a, reinterpret_cast<R*>(chunks));
     const T* h = static_cast<const T*>(a.h) + 2 * channel * a.h_b;
     const T* s = a.s ? static_cast<const T*>(a.s) + 2 * channel * a.k * a.t : nullptr;
     T* x = out(channel);
     typename tail::Col seen = tail::Col::zero();
-    if constexpr (sizeof(R) == sizeof(T))
-      if (!a.rows) {
-        each.run(h, s, f, x, seen);
-        if (seen.v.sum() != 0) spoilt(0), silence(channel, 0, 2 * a.m * a.t);
-        return;
-      }
-    R* wide = reinterpret_cast<R*>(staged);
-    R *symbols = wide + 2 * a.k * a.m, *result = symbols + 2 * a.k * a.t;
-    for (int64_t i = 0; i < 2 * a.k * a.m; ++i) wide[i] = R(h[i]);
-    if (s) stage(s, symbols);
-    each.run(wide, s ? symbols : nullptr, f, result, seen);
-    unstage(channel, result, spoilt);
-  }
-  template <class R>
-  void stage(const T* s, R* to) const {
-    if (!a.rows)
-      for (int64_t i = 0; i < 2 * a.k * a.t; ++i) to[i] = R(s[i]);
-    else
-      for (int64_t j = 0; j < a.t; ++j)
-        for (int64_t i = 0; i < a.k; ++i, s += 2) to[2 * (i * a.t + j)] = R(s[0]), to[2 * (i * a.t + j) + 1] = R(s[1]);
-  }
-  template <class R, class F>
-  void unstage(int64_t channel, const R* from, const F& spoilt) const {
-    const int64_t samples = a.rows ? a.t : 1, each = 2 * a.m * a.t / samples;
-    T* x = out(channel);
-    for (int64_t j = 0; j < samples; ++j, x += each) {
-      T sum(0);
-      for (int64_t i = 0; i < each / 2; ++i) {
-        const R* p = from + (a.rows ? 2 * (i * a.t + j) : 2 * i);
-        x[2 * i] = T(p[0]), x[2 * i + 1] = T(p[1]);
-        sum += (x[2 * i] - x[2 * i]) + (x[2 * i + 1] - x[2 * i + 1]);
-      }
-      if (sum != 0) spoilt(int(j)), silence(channel, j * each, each);
+    bool fine;
+    if constexpr (sizeof(R) == sizeof(T)) {
+      each.run(h, s, f, x, seen);
+      fine = seen.v.sum() == 0;
+    } else {
+      R* wide = reinterpret_cast<R*>(staged);
+      R *symbols = wide + 2 * a.k * a.m, *result = symbols + 2 * a.k * a.t;
+      convert(h, wide, a.k * a.m);
+      if (s) convert(s, symbols, a.k * a.t);
+      each.run(wide, s ? symbols : nullptr, f, result, seen);
+      convert(result, x, a.m * a.t);
+      fine = first_spoilt(x, 0, 1, 2 * a.m * a.t) < 0;  // rounding may overflow
     }
+    if (!fine) silence(channel);
+    return fine;
+  }
+  template <class From, class To>
+  static void convert(const From* from, To* to, int64_t entries) {
+    for (int64_t i = 0; i < 2 * entries; ++i) to[i] = To(from[i]);
   }
 };
 
