@@ -47,6 +47,7 @@ struct pack_cols {
     return {n >= W / 2 ? pack<T, W>::load(p) : pack<T, W>::load_first(p, 2 * n)};
   }
   SF_HD void store(T* p) const { v.store(p); }
+  SF_HD void stream(T* p) const { v.stream(p); }
   SF_HD void store_first(T* p, int n) const {
     if (n >= W / 2)
       v.store(p);

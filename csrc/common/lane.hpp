@@ -131,6 +131,19 @@ struct pack {
   SF_HD pack(T x) : v(x - V{}) {}  // splat
   SF_HD static pack load(const T* p) { return pack(V(*reinterpret_cast<const VU*>(p))); }
   SF_HD void store(T* p) const { *reinterpret_cast<VU*>(p) = v; }
+  // Around the caches; p is aligned to a whole pack.
+  SF_HD void stream(T* p) const {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#endif
+#if defined(__AVX__)
+    if constexpr (sizeof(V) == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+#if defined(__SSE2__)
+    if constexpr (sizeof(V) == 16) return _mm_stream_si128((__m128i*)p, (__m128i)v);
+#endif
+    store(p);
+  }
   friend SF_HD pack operator+(pack a, pack b) { return pack(V(a.v + b.v)); }
   friend SF_HD pack operator-(pack a, pack b) { return pack(V(a.v - b.v)); }
   friend SF_HD pack operator*(pack a, pack b) { return pack(V(a.v * b.v)); }

@@ -13,6 +13,7 @@
 
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
+#include "around.hpp"
 #include "parallel.hpp"
 
 namespace sf {
@@ -35,9 +36,10 @@ struct block_worker {
   T* gx;                 // GX accumulators [M][CT][2*W]
   T* rs;                 // one tile of R [max_rt][CT*W]
   void* memory;
-  int64_t x_row;  // reals of X per row of a block, rounded up
-  bool spread;    // look ahead: for smaller blocks it costs as much as it gains
-  Col bad;        // 0 until a result is not finite, then NaN
+  int64_t x_row;                      // reals of X per row of a block, rounded up
+  bool spread;                        // look ahead: for smaller blocks it costs as much as it gains
+  Col bad;                            // 0 until a result is not finite, then NaN
+  bool around_y, around_x, around_h;  // results that go around the caches
 
   // Channels and channel scores of blocks `first` on, `user` blocks apart per user, kept in cache: where they stand in
   // for the arrays of `a`.
@@ -49,8 +51,11 @@ struct block_worker {
 
   explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
     x_row = (2 * a.nt * a.t + a.nr - 1) / a.nr, spread = a.nr * a.nt >= 16;
-    const int64_t row = max_ct * W,
-                  need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
+    const int64_t row = max_ct * W, blocks = 2 * a.b * a.k;
+    around_y = goes_around<T>(a.out_y, blocks * a.nr * a.t, 2 * a.t, row);
+    around_x = goes_around<T>(a.out_x, blocks * M * a.t, 2 * a.t, row);
+    around_h = goes_around<T>(a.out_h, blocks * a.nr * M, 2 * a.nt, 2 * a.nt);
+    const int64_t need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
     if (posix_memalign(&memory, 64, size_t(need + 8 * W) * sizeof(T))) abort();
     T* p = static_cast<T*>(memory);
     auto take = [&](int64_t n) {
@@ -62,7 +67,10 @@ struct block_worker {
     gx = take(2 * M * row), rs = take(max_rt * row);
     for (int64_t j = 0; j < max_ct * WC * MV * W; ++j) xt[j] = T(0);  // lanes past M stay zero
   }
-  ~block_worker() { free(memory); }
+  ~block_worker() {
+    settle(around_y || around_x || around_h);
+    free(memory);
+  }
 
   int64_t near_block(int64_t u, int64_t k) const { return 2 * (u * near.user + k - near.first) * a.nr * a.nt; }
   const T* h_of(int64_t b, int64_t u, int64_t k) const {
@@ -200,9 +208,9 @@ struct block_worker {
   void look_ahead(int64_t b, int64_t k) {
     const int64_t hb = 2 * a.nr * a.nt, xb = 2 * a.nt * a.t, h_user = 2 * (near.h ? near.user : a.k) * a.nr * a.nt;
     next_h = {h_of(b, 0, k) + hb, hb, h_user, 2 * a.nt};
-    if constexpr (Mode == mode::score) fill_h = {gh_of(b, 0, k), hb, h_user, 2 * a.nt};
+    if (Mode == mode::score && !around_h) fill_h = {gh_of(b, 0, k), hb, h_user, 2 * a.nt};
     next_x = {x_of(a, a.x, a.x_b, b, 0, k) + xb, xb, a.k * xb, x_row};
-    if constexpr (Mode == mode::score)
+    if (Mode == mode::score && !around_x)
       fill_x = {static_cast<T*>(a.out_x) + (b * a.u * a.k + k) * xb, xb, a.k * xb, x_row};
   }
 
@@ -211,7 +219,7 @@ struct block_worker {
     T *acc, *dst;
     int64_t t;
     int n;
-    bool first, last;
+    bool first, last, around;
     T scale;
     Col* seen;
     template <int CT>
@@ -224,7 +232,7 @@ struct block_worker {
       SF_HD void set(int64_t m, int c, const Adj& q) const {
         if (s.last) {
           const Col v = q.value() * s.scale;
-          v.store_first(s.dst + 2 * m * s.t + c * W, left(s.n, c));
+          put_columns(v, s.dst + 2 * m * s.t + c * W, left(s.n, c), s.around);
           *s.seen = *s.seen + (v - v);
         } else {
           T* p = s.acc + (m * CT + c) * 2 * W;
@@ -269,8 +277,8 @@ struct block_worker {
       if constexpr (Mode == mode::adjoint) r[i][c] = Col::load_first(at.y + offset, left(at.n, c));
       if constexpr (Mode == mode::score) r[i][c] = Col::load_first(at.y + offset, left(at.n, c)) - r[i][c];
       if constexpr (Mode == mode::apply) {
-        __builtin_prefetch(at.out_y + offset + at.y_next, 1, 2);
-        r[i][c].store_first(at.out_y + offset, left(at.n, c));
+        if (!around_y) __builtin_prefetch(at.out_y + offset + at.y_next, 1, 2);
+        put_columns(r[i][c], at.out_y + offset, left(at.n, c), around_y);
         seen = seen + (r[i][c] - r[i][c]);
       }
       if constexpr (energetic) r[i][c].store(rs + (i * CT + c) * W);
@@ -279,7 +287,7 @@ struct block_worker {
     if constexpr (Mode == mode::score || Mode == mode::adjoint) {
       const bool last = r0 + RT == a.nr;
       for (int64_t u = 0; u < a.u; ++u) {
-        const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, a.t, at.n, r0 == 0, last, at.scale, &seen};
+        const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, a.t, at.n, r0 == 0, last, around_x, at.scale, &seen};
         const int64_t m0 = u * a.nt;
         const auto h_user = [=](int i, int64_t m) SF_LAMBDA { return h_at(i, m0 + m); };
         adjoint_tile<Col>(r, a.nt, h_user, typename gx_rows::template of<CT>{rows});
@@ -311,7 +319,7 @@ struct block_worker {
         for (int64_t m = 0; m < a.nt; m += WC) {
           const int n = a.nt - m < WC ? int(a.nt - m) : WC;
           const Col v = Col::load_first(src + 2 * m, n) * scale;
-          v.store_first(dst + 2 * (r * a.nt + m), n);
+          put_columns(v, dst + 2 * (r * a.nt + m), n, around_h && !near.gh);
           seen = seen + (v - v);
         }
       }

@@ -29,6 +29,7 @@ struct column_lanes {
   const matmul_args& g;
   const operand<T> a, b;
   const int64_t max_rows;
+  const bool around;
   T* xs;                     // a chunk of B, [K][CT*W]
   int64_t share_a, share_b;  // runs of A and B fetched with each tile of rows
 
@@ -36,7 +37,8 @@ struct column_lanes {
       : g(args),
         a(args, args.a, args.a_step, args.a_row, args.a_col),
         b(args, args.b, args.b_step, args.b_row, args.b_col),
-        max_rows(unit_rows(args)) {
+        max_rows(unit_rows(args)),
+        around(goes_around<T>(args, chunk_packs(args) * W)) {
     void* memory;
     if (posix_memalign(&memory, 64, size_t(g.k) * chunk_packs(g) * W * sizeof(T))) abort();
     xs = static_cast<T*>(memory);
@@ -45,7 +47,10 @@ struct column_lanes {
     share_a = ((a.col == 1 ? rows : g.k) + tiles - 1) / tiles;
     share_b = ((b.col == 1 ? g.k : cols) + tiles - 1) / tiles;
   }
-  ~column_lanes() { free(xs); }
+  ~column_lanes() {
+    settle(around);
+    free(xs);
+  }
   column_lanes(const column_lanes&) = delete;
 
   static int left(int n, int c) {  // columns in pack c
@@ -73,7 +78,7 @@ struct column_lanes {
     for (int c = 0; c < CT; ++c) {
       const Col v = p[i][c].value();
       seen = seen + (v - v);
-      (g.conj_b ? conjugate(v) : v).store_first(out + 2 * i * g.n + c * W, left(cols, c));
+      put_columns(g.conj_b ? conjugate(v) : v, out + 2 * i * g.n + c * W, left(cols, c), around);
     }
   }
 

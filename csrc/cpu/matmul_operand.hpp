@@ -2,6 +2,7 @@
 #pragma once
 #include "../common/kernels.hpp"
 #include "../common/lane.hpp"
+#include "around.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -10,6 +11,14 @@ inline namespace SF_NS {
 template <class T>
 SF_HD void fetch(const T* p, int64_t reals) {
   for (int64_t j = 0; j < reals; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + j, 0, 2);
+}
+
+// Of a whole product
+template <class T>
+bool goes_around(const matmul_args& g, int64_t piece) {
+  int64_t reals = 2 * g.m * g.n;
+  for (int64_t d = 0; d < g.dims; ++d) reals *= g.size[d];
+  return goes_around<T>(g.out, reals, 2 * g.n, piece);
 }
 
 // Entry (i, j) of an item is at(item)[2 * (i * row + j * col)].

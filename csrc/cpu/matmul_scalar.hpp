@@ -20,6 +20,7 @@ struct scaled_rows {
 
   const matmul_args& g;
   const operand<T> a, b;
+  const bool around;
 
   static bool takes(const matmul_args& g) {
     return g.k == 1 && (g.m == 1 || (g.n >= WC && g.b_col == 1)) && g.n <= 4096;
@@ -27,7 +28,8 @@ struct scaled_rows {
   explicit scaled_rows(const matmul_args& args)
       : g(args),
         a(args, args.a, args.a_step, args.a_row, args.a_col),
-        b(args, args.b, args.b_step, args.b_row, args.b_col) {}
+        b(args, args.b, args.b_step, args.b_row, args.b_col),
+        around(goes_around<T>(args, 2 * args.n)) {}
 
   // What a run of rows carries along in registers, where no store can alias it: 0 until a result is not finite, then
   // NaN.
@@ -106,7 +108,7 @@ struct scaled_rows {
           for (int l = 0; l < WC; ++l) copy(row + (j / 2 + l) * apart, x + 2 * l);
         auto p = product<Col, Conj>::zero();
         p.add(by, Col::load(Dense ? row + j : x));
-        done(p).store(to + j);
+        put_columns(done(p), to + j, WC, around);
       };
       int64_t j = 0;
       for (; j <= last; j += W) pack_at(j);
@@ -122,6 +124,7 @@ struct scaled_rows {
       short_of<1>(begin, end, dense, out, done);
     else
       b.col == 1 ? long_rows<true>(begin, end, to, done) : long_rows<false>(begin, end, to, done);
+    settle(around);
     if (!(done.seen.v.sum() == 0)) note_lowest(lowest, first_spoilt(out, begin, end, 2 * g.n) / g.m);
   }
 };

@@ -15,7 +15,8 @@ SF_HD native<T> get(const T* p, int m) {
   return m == native_width<T> ? native<T>::load(p) : native<T>::load_first(p, m);
 }
 template <class T>
-SF_HD void put(T* p, native<T> v, int m) {
+SF_HD void put(T* p, native<T> v, int m, bool around = false) {  // `around`: see around.hpp
+  if (around) return v.stream(p);
   m == native_width<T> ? v.store(p) : v.store_first(p, m);
 }
 

@@ -1,5 +1,7 @@
 // out[item, i] = scale * N(0,1) from Philox4x32-10; one chunk of one item at a time.
+#include "around.hpp"
 #include "draws.hpp"
+#include "packs.hpp"
 #include "parallel.hpp"
 
 namespace sf {
@@ -8,6 +10,7 @@ inline namespace SF_NS {
 template <class T>
 void run_normals(normal_args& a) {
   const int64_t chunks = (a.reals + draw_chunk - 1) / draw_chunk;
+  const bool around = goes_around<T>(a.out, a.items * a.reals, a.reals, draw_chunk);
   parallel_for(a.pool, a.items * chunks, chunk_grain(a.reals), [&](int64_t begin, int64_t end) {
     draw_buffer<T> buffer;
     for (int64_t j = begin; j < end; ++j) {
@@ -15,8 +18,9 @@ void run_normals(normal_args& a) {
       const int64_t n = a.reals - first < draw_chunk ? a.reals - first : draw_chunk;
       buffer.fill(a.key, uint64_t(item), 0, first, n, a.scale);
       T* out = static_cast<T*>(a.out) + item * a.reals + first;
-      for (int64_t i = 0; i < n; ++i) out[i] = buffer.data[i];
+      each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA { put(out + i, get(buffer.data + i, m), m, around); });
     }
+    settle(around);
   });
 }
 

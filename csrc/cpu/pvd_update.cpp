@@ -1,5 +1,6 @@
 // new_mean = mean + zeta*[...] averaged over L samples, new_sample = new_mean + sqrt(next_var) * noise, in one pass.
 // Work is cut into chunks of one item's reals; a chunk draws its normals into L1 first, so the arithmetic loop streams.
+#include "around.hpp"
 #include "draws.hpp"
 #include "update_run.hpp"
 
@@ -58,6 +59,8 @@ template <class T>
 void run_update(pvd_args& a) {
   const int64_t item = a.g * a.e, chunks = (item + draw_chunk - 1) / draw_chunk;
   a.bad = -1;
+  const int64_t bytes = a.b * item * int64_t(sizeof(T));
+  prepare_result(a.new_mean, bytes), prepare_result(a.new_sample, a.l * bytes);
   parallel_for(a.pool, a.b * chunks, chunk_grain(item), [&](int64_t begin, int64_t end) {
     draw_buffer<T> buffer;
     for (int64_t j = begin; j < end; ++j) {

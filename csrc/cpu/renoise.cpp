@@ -1,4 +1,5 @@
 // out[b, s] = sqrt(ab_s) h[b] + sqrt(1 - ab_s) eps, eps given or Philox normals of diffusion step s and item b.
+#include "around.hpp"
 #include "draws.hpp"
 #include "packs.hpp"
 
@@ -26,6 +27,7 @@ bool renoise_chunk(const renoise_args& a, int64_t b, int64_t s, int64_t first, d
 template <class T>
 void run_renoise(renoise_args& a) {
   a.bad = -1;
+  prepare_result(a.out, 2 * a.b * a.steps * a.n * int64_t(sizeof(T)));
   const int64_t chunks = (2 * a.n + draw_chunk - 1) / draw_chunk;
   parallel_for(a.pool, a.b * a.steps * chunks, chunk_grain(2 * a.n), [&](int64_t begin, int64_t end) {
     draw_buffer<T> buffer;

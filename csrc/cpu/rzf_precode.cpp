@@ -349,12 +349,16 @@ struct column_precoder : precoder<T> {
   }
 };
 
+static int64_t bytes_of(const rzf_args& a, int64_t reals) { return reals * (a.is_double ? 8 : 4); }
+
 void rzf_precode(rzf_args& a) {
+  prepare_result(a.out_x, bytes_of(a, 2 * a.n * a.m * a.t));
   if (solve_columns_serves(a)) return a.is_double ? column_precoder<double>(a)() : column_precoder<float>(a)();
   const int64_t n = a.m_form ? a.m : a.k;
   a.is_double ? with_size(n, precoder<double>(a)) : with_size(n, precoder<float>(a));
 }
 void rzf_precode_vjp(rzf_args& a) {
+  prepare_result(a.dh, bytes_of(a, 2 * a.n * a.k * a.m)), prepare_result(a.ds, bytes_of(a, 2 * a.n * a.k * a.t));
   const int64_t n = a.m_form ? a.m : a.k;
   a.is_double ? with_size(n, precoder_vjp<double>(a)) : with_size(n, precoder_vjp<float>(a));
 }

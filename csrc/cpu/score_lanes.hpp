@@ -5,6 +5,7 @@
 
 #include "../common/kernels.hpp"
 #include "../common/small_matrix.hpp"
+#include "around.hpp"
 #include "packs.hpp"
 #include "parallel.hpp"
 #include "transpose.hpp"
@@ -284,7 +285,8 @@ template <class T>
 void score_in_lanes(block_args& a) {
   constexpr int W = score_lanes<T>::W;
   a.bad = -1;
-  const int64_t items = a.b * a.k, packs = (items + W - 1) / W, m = a.u * a.nt;
+  const int64_t items = a.b * a.k, packs = (items + W - 1) / W, m = a.u * a.nt, reals = 2 * int64_t(sizeof(T)) * items;
+  prepare_result(a.out_h, reals * a.nr * m), prepare_result(a.out_x, reals * m * a.t);
   const int64_t each = W * (8 + (a.nr * m + (a.nr + m) * a.t) / 2) + 3 * a.nr * m * a.t;  // ns of a pack
   parallel_for(a.pool, packs, 20000 / each + 1, [&](int64_t begin, int64_t end) {
     score_lanes<T> worker(a);

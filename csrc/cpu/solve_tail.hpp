@@ -7,6 +7,7 @@
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
 #include "../common/small_matrix.hpp"
+#include "around.hpp"
 #include "packs.hpp"
 #include "parallel.hpp"
 
@@ -31,16 +32,17 @@ struct solve_tail {
   using Col = pack_cols<R, W>;
 
   int k, m, t, n;
-  bool m_form;
+  bool m_form, around;
   R *z, *q;  // a chunk of columns, [n][max_ct * W] and [K][max_ct * W]
 
   static int64_t scratch(const rzf_args& a) { return (2 * a.k + a.m) * max_ct * W; }
-  solve_tail(const rzf_args& a, R* memory)
+  solve_tail(const rzf_args& a, R* memory, bool goes_around)
       : k(int(a.k)),
         m(int(a.m)),
         t(int(a.t)),
         n(a.m_form ? m : k),
         m_form(a.m_form),
+        around(goes_around),
         z(memory),
         q(memory + n * max_ct * W) {}
 
@@ -77,9 +79,9 @@ struct solve_tail {
       wide<CT>(h, out, cols, seen);
   }
 
-  SF_HD static void put(Col v, R* row, int c, int cols, Col& seen) {
+  SF_HD void put(Col v, R* row, int c, int cols, Col& seen) const {
     seen = seen + (v - v);
-    v.store_first(row + c * W, left(cols, c));
+    put_columns(v, row + c * W, left(cols, c), around);
   }
   template <int CT>
   SF_HD Col at(int64_t i, int c) const {
@@ -230,8 +232,10 @@ struct tail_worker {
   const rzf_args& a;
   void* memory;
   char *factors, *chunks, *staged;
+  const bool around;  // but for results that are read again, to be scaled
 
-  explicit tail_worker(const rzf_args& args) : a(args) {
+  explicit tail_worker(const rzf_args& args)
+      : a(args), around(!(a.scale > 0) && goes_around<T>(a.out_x, 2 * a.n * a.m * a.t, 2 * a.t, solve_tail<T>::max_ct * native_width<T>)) {
     const int64_t n = a.m_form ? a.m : a.k, lanes = native_width<float>;
     const auto bytes = [](int64_t reals) { return (reals * int64_t(sizeof(double)) + 63) / 64 * 64; };
     const int64_t of_factors = bytes(lanes * stride(n)), of_chunks = bytes(solve_tail<float>::scratch(a));
@@ -239,7 +243,10 @@ struct tail_worker {
     if (posix_memalign(&memory, 64, size_t(of_factors + of_chunks + of_staged))) abort();
     factors = static_cast<char*>(memory), chunks = factors + of_factors, staged = chunks + of_chunks;
   }
-  ~tail_worker() { free(memory); }
+  ~tail_worker() {
+    settle(around);
+    free(memory);
+  }
   tail_worker(const tail_worker&) = delete;
 
   static int64_t stride(int64_t n) { return n * (n + 1); }  // of a lane's factor: l, inv and from
@@ -254,7 +261,7 @@ struct tail_worker {
   template <class R>
   bool run(int64_t channel, const lane_factor<R>& f) const {
     using tail = solve_tail<R>;
-    const tail each(a, reinterpret_cast<R*>(chunks));
+    const tail each(a, reinterpret_cast<R*>(chunks), around && sizeof(R) == sizeof(T));
     const T* h = static_cast<const T*>(a.h) + 2 * channel * a.h_b;
     const T* s = a.s ? static_cast<const T*>(a.s) + 2 * channel * a.k * a.t : nullptr;
     T* x = out(channel);
