@@ -34,12 +34,26 @@ inline bool prepare_result(const void* result, int64_t bytes) {
   return true;
 }
 
-// Whether a result of `reals` goes around the caches, in rows of `row` reals that are written `piece` at a time.
+// Whether one worker's results go around the caches. Stores that did are in no order with others, so they are settled
+// before the worker's thread reports that it is done.
+struct around_caches {
+  const bool on;
+  explicit around_caches(bool yes) : on(yes) {}
+  around_caches(const around_caches&) = delete;
+  ~around_caches() {
+#if defined(__SSE2__)
+    if (on) _mm_sfence();
+#endif
+  }
+  SF_HD operator bool() const { return on; }
+};
+
+// A result of `reals`, in rows of `row` reals that are written `piece` at a time.
 template <class T>
-bool goes_around(const void* result, int64_t reals, int64_t row, int64_t piece) {
+around_caches goes_around(const void* result, int64_t reals, int64_t row, int64_t piece) {
   constexpr int64_t line = 64 / int64_t(sizeof(T));
-  return prepare_result(result, reals * int64_t(sizeof(T))) && row % line == 0 && (row <= piece || piece % line == 0) &&
-         uintptr_t(result) % 64 == 0;
+  const bool whole = row % line == 0 && (row <= piece || piece % line == 0) && uintptr_t(result) % 64 == 0;
+  return around_caches(prepare_result(result, reals * int64_t(sizeof(T))) && whole);
 }
 
 // n of the columns of `v`; all of them where the result goes around.
@@ -49,15 +63,6 @@ SF_HD void put_columns(const Col& v, T* p, int n, bool around) {
     v.stream(p);
   else
     v.store_first(p, n);
-}
-
-// Before a thread reports that it is done: what went around is not in order with other stores.
-inline void settle(bool around) {
-#if defined(__SSE2__)
-  if (around) _mm_sfence();
-#else
-  (void)around;
-#endif
 }
 
 }  // namespace SF_NS

@@ -36,10 +36,14 @@ struct block_worker {
   T* gx;                 // GX accumulators [M][CT][2*W]
   T* rs;                 // one tile of R [max_rt][CT*W]
   void* memory;
-  int64_t x_row;                      // reals of X per row of a block, rounded up
-  bool spread;                        // look ahead: for smaller blocks it costs as much as it gains
-  Col bad;                            // 0 until a result is not finite, then NaN
-  bool around_y, around_x, around_h;  // results that go around the caches
+  int64_t x_row;  // reals of X per row of a block, rounded up
+  bool spread;    // look ahead: for smaller blocks it costs as much as it gains
+  Col bad;        // 0 until a result is not finite, then NaN
+  const around_caches around_y = result(a.out_y, a.nr, a.t), around_x = result(a.out_x, M, a.t),
+                      around_h = result(a.out_h, a.nr* a.u, a.nt);
+  around_caches result(const void* p, int64_t rows, int64_t columns) const {
+    return goes_around<T>(p, 2 * a.b * a.k * rows * columns, 2 * columns, max_ct * W);
+  }
 
   // Channels and channel scores of blocks `first` on, `user` blocks apart per user, kept in cache: where they stand in
   // for the arrays of `a`.
@@ -51,11 +55,8 @@ struct block_worker {
 
   explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
     x_row = (2 * a.nt * a.t + a.nr - 1) / a.nr, spread = a.nr * a.nt >= 16;
-    const int64_t row = max_ct * W, blocks = 2 * a.b * a.k;
-    around_y = goes_around<T>(a.out_y, blocks * a.nr * a.t, 2 * a.t, row);
-    around_x = goes_around<T>(a.out_x, blocks * M * a.t, 2 * a.t, row);
-    around_h = goes_around<T>(a.out_h, blocks * a.nr * M, 2 * a.nt, 2 * a.nt);
-    const int64_t need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
+    const int64_t row = max_ct * W,
+                  need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
     if (posix_memalign(&memory, 64, size_t(need + 8 * W) * sizeof(T))) abort();
     T* p = static_cast<T*>(memory);
     auto take = [&](int64_t n) {
@@ -67,10 +68,7 @@ struct block_worker {
     gx = take(2 * M * row), rs = take(max_rt * row);
     for (int64_t j = 0; j < max_ct * WC * MV * W; ++j) xt[j] = T(0);  // lanes past M stay zero
   }
-  ~block_worker() {
-    settle(around_y || around_x || around_h);
-    free(memory);
-  }
+  ~block_worker() { free(memory); }
 
   int64_t near_block(int64_t u, int64_t k) const { return 2 * (u * near.user + k - near.first) * a.nr * a.nt; }
   const T* h_of(int64_t b, int64_t u, int64_t k) const {
@@ -287,7 +285,8 @@ struct block_worker {
     if constexpr (Mode == mode::score || Mode == mode::adjoint) {
       const bool last = r0 + RT == a.nr;
       for (int64_t u = 0; u < a.u; ++u) {
-        const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, a.t, at.n, r0 == 0, last, around_x, at.scale, &seen};
+        const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, a.t, at.n,
+                           r0 == 0, last, around_x, at.scale, &seen};
         const int64_t m0 = u * a.nt;
         const auto h_user = [=](int i, int64_t m) SF_LAMBDA { return h_at(i, m0 + m); };
         adjoint_tile<Col>(r, a.nt, h_user, typename gx_rows::template of<CT>{rows});

@@ -29,7 +29,7 @@ struct column_lanes {
   const matmul_args& g;
   const operand<T> a, b;
   const int64_t max_rows;
-  const bool around;
+  const around_caches around;
   T* xs;                     // a chunk of B, [K][CT*W]
   int64_t share_a, share_b;  // runs of A and B fetched with each tile of rows
 
@@ -47,10 +47,7 @@ struct column_lanes {
     share_a = ((a.col == 1 ? rows : g.k) + tiles - 1) / tiles;
     share_b = ((b.col == 1 ? g.k : cols) + tiles - 1) / tiles;
   }
-  ~column_lanes() {
-    settle(around);
-    free(xs);
-  }
+  ~column_lanes() { free(xs); }
   column_lanes(const column_lanes&) = delete;
 
   static int left(int n, int c) {  // columns in pack c

@@ -15,7 +15,7 @@ SF_HD void fetch(const T* p, int64_t reals) {
 
 // Of a whole product
 template <class T>
-bool goes_around(const matmul_args& g, int64_t piece) {
+around_caches goes_around(const matmul_args& g, int64_t piece) {
   int64_t reals = 2 * g.m * g.n;
   for (int64_t d = 0; d < g.dims; ++d) reals *= g.size[d];
   return goes_around<T>(g.out, reals, 2 * g.n, piece);

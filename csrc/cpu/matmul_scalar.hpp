@@ -20,7 +20,7 @@ struct scaled_rows {
 
   const matmul_args& g;
   const operand<T> a, b;
-  const bool around;
+  const around_caches around;
 
   static bool takes(const matmul_args& g) {
     return g.k == 1 && (g.m == 1 || (g.n >= WC && g.b_col == 1)) && g.n <= 4096;
@@ -124,7 +124,6 @@ struct scaled_rows {
       short_of<1>(begin, end, dense, out, done);
     else
       b.col == 1 ? long_rows<true>(begin, end, to, done) : long_rows<false>(begin, end, to, done);
-    settle(around);
     if (!(done.seen.v.sum() == 0)) note_lowest(lowest, first_spoilt(out, begin, end, 2 * g.n) / g.m);
   }
 };

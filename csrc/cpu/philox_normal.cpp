@@ -10,9 +10,9 @@ inline namespace SF_NS {
 template <class T>
 void run_normals(normal_args& a) {
   const int64_t chunks = (a.reals + draw_chunk - 1) / draw_chunk;
-  const bool around = goes_around<T>(a.out, a.items * a.reals, a.reals, draw_chunk);
   parallel_for(a.pool, a.items * chunks, chunk_grain(a.reals), [&](int64_t begin, int64_t end) {
     draw_buffer<T> buffer;
+    const around_caches around = goes_around<T>(a.out, a.items * a.reals, a.reals, draw_chunk);
     for (int64_t j = begin; j < end; ++j) {
       const int64_t item = j / chunks, first = j % chunks * draw_chunk;
       const int64_t n = a.reals - first < draw_chunk ? a.reals - first : draw_chunk;
@@ -20,7 +20,6 @@ void run_normals(normal_args& a) {
       T* out = static_cast<T*>(a.out) + item * a.reals + first;
       each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA { put(out + i, get(buffer.data + i, m), m, around); });
     }
-    settle(around);
   });
 }
 

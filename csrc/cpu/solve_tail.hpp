@@ -232,10 +232,11 @@ struct tail_worker {
   const rzf_args& a;
   void* memory;
   char *factors, *chunks, *staged;
-  const bool around;  // but for results that are read again, to be scaled
+  static constexpr int64_t piece = solve_tail<T>::max_ct * solve_tail<T>::W;
+  const around_caches around;  // but for results that are read again, to be scaled
 
   explicit tail_worker(const rzf_args& args)
-      : a(args), around(!(a.scale > 0) && goes_around<T>(a.out_x, 2 * a.n * a.m * a.t, 2 * a.t, solve_tail<T>::max_ct * native_width<T>)) {
+      : a(args), around(!(a.scale > 0) && goes_around<T>(a.out_x, 2 * a.n * a.m * a.t, 2 * a.t, piece)) {
     const int64_t n = a.m_form ? a.m : a.k, lanes = native_width<float>;
     const auto bytes = [](int64_t reals) { return (reals * int64_t(sizeof(double)) + 63) / 64 * 64; };
     const int64_t of_factors = bytes(lanes * stride(n)), of_chunks = bytes(solve_tail<float>::scratch(a));
@@ -243,10 +244,7 @@ struct tail_worker {
     if (posix_memalign(&memory, 64, size_t(of_factors + of_chunks + of_staged))) abort();
     factors = static_cast<char*>(memory), chunks = factors + of_factors, staged = chunks + of_chunks;
   }
-  ~tail_worker() {
-    settle(around);
-    free(memory);
-  }
+  ~tail_worker() { free(memory); }
   tail_worker(const tail_worker&) = delete;
 
   static int64_t stride(int64_t n) { return n * (n + 1); }  // of a lane's factor: l, inv and from

@@ -1,19 +1,16 @@
 """cdl_channels: the sum of rays against its definition, Sionna, exact cases, layouts, derivatives and refusals."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cdl_sionna import sionna_channels
+from isa_levels import BUILT, run_at
 from sf_testing import DTYPES, dot_growth, draw, same_bits, shadow_memory, unit, wide, within
 from torch.autograd import gradcheck, gradgradcheck
 
 import semcom_fast as sf
-from semcom_fast import _native, reference
+from semcom_fast import reference
 from semcom_fast.data.cdl import cdl_rays
 from semcom_fast.ops import _cdl_rays
 from semcom_fast.ops.cdl_channels import _op as ray_sum
@@ -235,23 +232,17 @@ def test_refusals(case):
 
 ISA = """
 import sys, torch, semcom_fast as sf
-torch.set_num_threads(1)
 out = [sf.cdl_channels(p, 3, nr=nr, nt=nt, seed=5, los_phase="random", dtype=d)
        for p in "AD" for nr, nt in ((16, 64), (3, 5), (64, 6)) for d in (torch.complex64, torch.complex128)]
-torch.save((sf._native.core.isa(), out), sys.argv[1])
+torch.save(out, sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("level", _native.core.isa_built() if _native.core else [])
+@pytest.mark.parametrize("level", BUILT)
 def test_every_isa(level, tmp_path):
     """All compiled instruction-set levels draw the same rays and agree with the definition."""
-    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": str(Path(sf.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", ISA, str(tmp_path / "out.pt")], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    isa, got = torch.load(tmp_path / "out.pt")
-    assert isa == level
+    run_at(level, ISA, tmp_path / "out.pt")
+    got = torch.load(tmp_path / "out.pt")
     with sf.use_backend("reference"):
         cases = ((p, nr, nt, d) for p in "AD" for nr, nt in ((16, 64), (3, 5), (64, 6)) for d in DTYPES)
         for (profile, nr, nt, dtype), h in zip(cases, got, strict=True):

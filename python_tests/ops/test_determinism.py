@@ -4,17 +4,17 @@ import glob
 import os
 import re
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from isa_levels import BUILT, run_at, start_at
 from sf_testing import block_bounds, draw, same_bits, unit, wide, within
 from waterfill_calls import one_of_each, some_of_each
 
 import semcom_fast as sf
-from semcom_fast import _native, reference
+from semcom_fast import reference
 
 LEVELS = {"sigma": 0.5, "sigma_above": 0.7, "zeta": 0.1, "score_var": 0.9}
 ROOT = Path(sf.__file__).parent.parent
@@ -158,11 +158,9 @@ def test_inside_a_torch_parallel_region_or_thread():
 
 ISA_CODE = """
 import sys, torch, semcom_fast as sf
-from semcom_fast import _native
 from waterfill_calls import one_of_each
-torch.set_num_threads(1)
 data = torch.load(sys.argv[1])
-out = {"isa": _native.core.isa()}
+out = {}
 for dtype, d in data.items():
     out[dtype] = {
         "apply": sf.blockdiag_apply(d["h"], d["x"]), "adjoint": sf.blockdiag_adjoint(d["h"], d["y"]),
@@ -174,14 +172,6 @@ for dtype, d in data.items():
     }
 torch.save(out, sys.argv[2])
 """
-
-
-def _run_isa(level, source, target):
-    path = os.pathsep.join((str(ROOT), str(Path(__file__).parent.parent / "support")))
-    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": path}
-    return subprocess.run(
-        [sys.executable, "-c", ISA_CODE, str(source), str(target)], env=env, capture_output=True, text=True, timeout=300
-    )
 
 
 def _isa_data():
@@ -232,26 +222,20 @@ def _check_isa(level, out, data):
             within(got["waterfill"][name], b, 16 * 16 * eps + draws, f"{label} {name}")
 
 
-@pytest.mark.parametrize("level", _native.core.isa_built() if _native.core else [])
+@pytest.mark.parametrize("level", BUILT)
 def test_every_built_instruction_set(level, tmp_path):
     """Each level built for this machine, forced in a process of its own, agrees with the reference."""
     data = _isa_data()
     torch.save(data, tmp_path / "in.pt")
-    done = _run_isa(level, tmp_path / "in.pt", tmp_path / "out.pt")
-    if done.returncode and "this processor cannot run it" in done.stderr:
-        pytest.skip(f"this processor lacks {level}")
-    assert done.returncode == 0, done.stderr
-    out = torch.load(tmp_path / "out.pt")
-    assert out.pop("isa") == level
-    _check_isa(level, out, data)
+    run_at(level, ISA_CODE, tmp_path / "in.pt", tmp_path / "out.pt")
+    _check_isa(level, torch.load(tmp_path / "out.pt"), data)
 
 
-def test_unknown_instruction_set(tmp_path):
+def test_unknown_instruction_set():
     """SEMCOM_FAST_ISA=v9 is refused with the list of what was built."""
-    torch.save(_isa_data(), tmp_path / "in.pt")
-    done = _run_isa("v9", tmp_path / "in.pt", tmp_path / "out.pt")
+    done = start_at("v9", "import semcom_fast")
     assert done.returncode != 0 and "SEMCOM_FAST_ISA=v9 is unknown" in done.stderr, done.stderr
-    for level in _native.core.isa_built():
+    for level in BUILT:
         assert level in done.stderr.rsplit("built levels", 1)[-1]
 
 

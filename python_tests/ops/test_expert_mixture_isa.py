@@ -1,21 +1,13 @@
 """The expert-mixture kernels at every instruction-set level built for this machine, against NumPy."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-import semcom_fast as sf
-from semcom_fast import _native
+from isa_levels import BUILT, run_at
 
 CODE = """
 import torch, numpy as np, vb_math as vb, semcom_fast as sf
 from sf_testing import draw, unit, within
 from vb_cases import NORMAL, call, elbo_expected, elbo_state, expected, numpy, state
-from semcom_fast import _native, reference
-torch.set_num_threads(1)
+from semcom_fast import reference
 levels = {"noise_var": 0.3, "alpha_bar": 0.42, "beta": 0.05, "lam": 1.3}
 for dtype in (torch.complex64, torch.complex128):
     for nr, nt, np_, experts in ((16, 64, 38, 4), (3, 17, 9, 1), (1, 1, 1, 2), (5, 33, 40, 7), (2, 4, 6, 3)):
@@ -40,17 +32,10 @@ for dtype in (torch.complex64, torch.complex128):
     for a, b in zip(got, (rho, gamma)):
         bound = (2 * unit(dtype) + 500 * 2.0**-53) * torch.from_numpy(b) + 1e-38  # gamma0 is rounded too
         within(a, torch.from_numpy(b), bound, "rho")
-print(_native.core.isa())
 """
 
 
-@pytest.mark.parametrize("level", _native.core.isa_built() if _native.core else [])
+@pytest.mark.parametrize("level", BUILT)
 def test_every_built_instruction_set(level):
     """The step, renoise, elbo_reduce and the responsibilities stay within the bounds of the default level."""
-    path = os.pathsep.join((str(Path(sf.__file__).parent.parent), str(Path(__file__).parent.parent / "support")))
-    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, timeout=300)
-    if done.returncode and "this processor cannot run it" in done.stderr:
-        pytest.skip(f"this processor lacks {level}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == level
+    run_at(level, CODE)

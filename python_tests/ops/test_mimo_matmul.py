@@ -3,20 +3,17 @@
 import itertools
 import math
 import mmap
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from isa_levels import OTHERS, run_at
 from sf_testing import DTYPES, dot_growth, draw, same_bits, unit, wide, within
 from torch.autograd import forward_ad as fwd_ad
 from torch.autograd import gradcheck, gradgradcheck
 
 import semcom_fast as sf
-from semcom_fast import _native, reference
+from semcom_fast import reference
 from semcom_fast.ops import _matmul_rule
 from semcom_fast.ops._checks import tolerate_non_finite
 
@@ -324,9 +321,7 @@ def test_rule():
 
 
 CODE = """
-import torch, test_mimo_matmul as t
-from semcom_fast import _native
-torch.set_num_threads(1)
+import test_mimo_matmul as t
 t._matmul_rule.CPU_SHORT = 0  # the kernels, not torch's product
 for dtype in t.DTYPES:
     for flags in t.FLAGS:
@@ -340,21 +335,10 @@ for dtype in t.DTYPES:
 t.test_number_times_row_non_finite((1, 3))
 t.test_split_batch_same_bits((4, 4, 1))
 t.test_split_batch_same_bits((4, 4, 8))
-print(_native.core.isa())
 """
 
 
-OTHER_LEVELS = [v for v in _native.core.isa_built() if v != _native.core.isa()] if _native.core else []
-
-
-@pytest.mark.parametrize("level", OTHER_LEVELS)
+@pytest.mark.parametrize("level", OTHERS)
 def test_other_instruction_sets(level):
     """The same bounds and the same bits of a split batch at the levels that the tests above do not run."""
-    here = Path(__file__).parent
-    path = os.pathsep.join(map(str, (Path(sf.__file__).parent.parent, here.parent / "support", here)))
-    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, timeout=300)
-    if done.returncode and "this processor cannot run it" in done.stderr:
-        pytest.skip(f"this processor lacks {level}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == level
+    run_at(level, CODE)

@@ -1,16 +1,13 @@
 """The fused channel step: its definition, draws, levels, layouts, threads, instruction sets, derivatives and refusals."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from isa_levels import OTHERS, run_at
 from sf_testing import draw, same_bits, unit, wide, within
 
 import semcom_fast as sf
-from semcom_fast import _native, reference
+from semcom_fast import reference
 
 LEVELS = {"sigma": 0.5, "sigma_above": 0.7, "zeta": 0.1, "score_var": 0.9, "var": 1.5}
 KEY = {"seed": 2**40 + 3, "step": 5, "first_item": 7}
@@ -165,9 +162,7 @@ def test_empty(shape):
 
 
 LEVEL = """
-import sys, torch
-sys.path[:0] = sys.argv[1:3]
-import test_pvd_channel_step as t
+import torch, test_pvd_channel_step as t
 from semcom_fast import reference
 for dtype in (torch.complex64, torch.complex128):
     for size in t.SIZES:
@@ -178,19 +173,10 @@ for dtype in (torch.complex64, torch.complex128):
 """
 
 
-@pytest.mark.parametrize("isa", ["v2", "v3"])
-def test_instruction_set_levels(isa):
-    """The levels below the machine's own, in a process of their own."""
-    if isa not in _native.require_core().isa_built() or not os.path.exists("/proc/cpuinfo"):
-        pytest.skip(f"{isa} is not built here")
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", LEVEL, here, os.path.join(here, "..", "support")]
-    found = subprocess.run(
-        command, env=os.environ | {"SEMCOM_FAST_ISA": isa}, capture_output=True, text=True, check=False
-    )
-    if "this processor cannot run it" in found.stderr:
-        pytest.skip(found.stderr.splitlines()[-1])
-    assert found.returncode == 0, found.stderr
+@pytest.mark.parametrize("level", OTHERS)
+def test_other_instruction_sets(level):
+    """The levels that the tests above do not run, in a process of their own."""
+    run_at(level, LEVEL)
 
 
 def test_numpy_in_numpy_out():

@@ -1,20 +1,15 @@
 """rzf_precode: split batches, thread counts and instruction sets, forward and backward; neighbours of mixed arithmetic."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from isa_levels import BUILT, run_at
 from rzf_cases import precode_bound, smaller_form, textbook, vjp_bounds
 from sf_testing import DTYPES, draw, same_bits, wide, within
 
 import semcom_fast as sf
-from semcom_fast import _native
 
-ROOT = Path(sf.__file__).parent.parent
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 CASES = {
@@ -105,9 +100,7 @@ def test_python_threads_inference_and_autocast():
 
 ISA = """
 import sys, torch, semcom_fast as sf
-from semcom_fast import _native
-torch.set_num_threads(1)
-out = {"isa": _native.core.isa()}
+out = {}
 for key, (h, s, alpha, g) in torch.load(sys.argv[1]).items():
     leaves = [t.requires_grad_(True) for t in (h, s, alpha)]
     x = sf.rzf_precode(*leaves)
@@ -116,7 +109,7 @@ torch.save(out, sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("level", _native.core.isa_built() if _native.core else [])
+@pytest.mark.parametrize("level", BUILT)
 def test_every_instruction_set(level, tmp_path):
     """Each built level, in a process of its own, within the bounds of the forward and of the running level's gradients."""
     data = {}
@@ -127,15 +120,8 @@ def test_every_instruction_set(level, tmp_path):
             h, s, g = (draw(19, *shape, seed=m, dtype=dtype) for shape in ((k, m), (k, t), (m, t)))
             data[(dtype, k, m)] = (h, s, torch.logspace(-5, 1, 19).to(dtype.to_real()), g)
     torch.save(data, tmp_path / "in.pt")
-    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", ISA, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    if done.returncode and "this processor cannot run it" in done.stderr:
-        pytest.skip(f"this processor lacks {level}")
-    assert done.returncode == 0, done.stderr
-    out = torch.load(tmp_path / "out.pt")
-    assert out.pop("isa") == level
-    for (dtype, k, m), (x, grads, scaled) in out.items():
+    run_at(level, ISA, tmp_path / "in.pt", tmp_path / "out.pt")
+    for (dtype, k, m), (x, grads, scaled) in torch.load(tmp_path / "out.pt").items():
         h, s, alpha, g = data[(dtype, k, m)]
         form, label = smaller_form(k, m), f"rzf ISA {level} {str(dtype)[6:]}"
         within(x, textbook(h, s, alpha), precode_bound(h, s, alpha, dtype, form), label)

@@ -1,20 +1,15 @@
 """Channels whose narrow side is solved one matrix at a time: every form, layout and arithmetic, and what it leaves."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from isa_levels import OTHERS, run_at
 from rzf_cases import precode_bound, textbook
 from sf_testing import DTYPES, draw, same_bits, unit, wide, within
 
 import semcom_fast as sf
-from semcom_fast import _native
 
-ROOT = Path(sf.__file__).parent.parent
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 NAN, INF = float("nan"), float("inf")
 
@@ -173,15 +168,11 @@ def test_equaliser_leaves_bad_channels():
 
 ISA = """
 import sys, torch, semcom_fast as sf
-torch.set_num_threads(1)
 out = {}
 for key, (h, s, alpha) in torch.load(sys.argv[1]).items():
     out[key] = (sf.rzf_precode(h, s, alpha), sf.rzf_matrix(h, alpha), *sf.lmmse_equalise(s[..., 0], h, alpha))
 torch.save(out, sys.argv[2])
 """
-
-
-OTHERS = [level for level in _native.core.isa_built() if level != _native.core.isa()] if _native.core else []
 
 
 @pytest.mark.parametrize("level", OTHERS)
@@ -193,12 +184,7 @@ def test_every_instruction_set(level, tmp_path):
             h, s = draw(2, k, m, seed=m, dtype=dtype), draw(2, k, t, seed=k, dtype=dtype)
             data[(dtype, k, m)] = (h, s, torch.tensor([1e-2, 2.0], dtype=dtype.to_real()))
     torch.save(data, tmp_path / "in.pt")
-    env = os.environ | {"SEMCOM_FAST_ISA": level, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", ISA, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    if done.returncode and "this processor cannot run it" in done.stderr:
-        pytest.skip(f"this processor lacks {level}")
-    assert done.returncode == 0, done.stderr
+    run_at(level, ISA, tmp_path / "in.pt", tmp_path / "out.pt")
     for (dtype, k, m), (x, matrix, s_hat, noise_eff) in torch.load(tmp_path / "out.pt").items():
         h, s, alpha = data[(dtype, k, m)]
         label = f"columns, ISA {level} {str(dtype)[6:]}"

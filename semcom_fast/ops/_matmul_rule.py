@@ -3,7 +3,7 @@
 The one op whose choice may depend on the batch. `semcom-fast bench grid` measures both sides of every line below.
 """
 
-CPU_SHORT = 32768  # multiply-adds times matrices up to which the call costs more than the product: torch.bmm's is short
+CPU_SHORT = 16384  # multiply-adds times matrices up to which the call costs more than the product: torch.bmm's is short
 CPU_LONGEST = 128  # terms of a sum: beyond, a row of A and its columns of B no longer share the first-level cache
 CPU_LANES = 16  # matrices that a pack of complex64 takes at once; fewer leave lanes empty
 CPU_TALL = 256  # entries of A from which empty lanes cost more than torch's call
