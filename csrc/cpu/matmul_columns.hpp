@@ -55,8 +55,8 @@ struct column_lanes {
     return rest < 0 ? 0 : rest < WC ? rest : WC;
   }
 
-  // Once: no other tile reads this B, so every pack of it asks for its like in the unit after, `ahead` reals from here.
-  template <int RT, int CT, bool Partial, bool Once>
+  // Asks: every pack of B asks for its like in the unit after, `ahead` reals from here.
+  template <int RT, int CT, bool Partial, bool Asks>
   SF_HD void rows(const T* ap, const T* x, int64_t x_row, int64_t ahead, T* out, int cols, Col& seen) const {
     product<Col, Conj> p[RT][CT];
     SF_UNROLL
@@ -67,7 +67,7 @@ struct column_lanes {
         p, g.k, [&](int i, int64_t q) SF_LAMBDA { return scalar2<T>{ap[i * row + q * col], ap[i * row + q * col + 1]}; },
         [&](int64_t q, int c) SF_LAMBDA { 
           const T* at = x + q * x_row + c * W;
-          if (Once) __builtin_prefetch(at + ahead, 0, 2);
+          if (Asks) __builtin_prefetch(at + ahead, 0, 2);
           return Partial ? Col::load_first(at, left(cols, c)) : Col::load(at);
         });
     SF_UNROLL
@@ -99,7 +99,7 @@ struct column_lanes {
     int cols;
   };
   // Share `part` of what a later unit reads; A is fetched with its first chunk of columns.
-  template <bool Once>
+  template <bool Asks>
   SF_HD void fetch_part(const unit& u, int64_t part) const {
     const T *ap = a.at(u.item) + 2 * u.r0 * a.row, *bp = b.at(u.item) + 2 * u.c0 * b.col;
     if (u.c0 == 0 && !a.shared()) {
@@ -108,28 +108,31 @@ struct column_lanes {
       else
         fetch(ap, 2 * a.col, 2 * u.rows, g.k, part * share_a, share_a);
     }
-    if (Once || b.shared()) return;
+    if (Asks || b.shared()) return;
     if (b.col == 1)
       fetch(bp, 2 * b.row, 2 * int64_t(u.cols), g.k, part * share_b, share_b);
     else
       fetch(bp, 2 * b.col, 2 * g.k, u.cols, part * share_b, share_b);
   }
 
-  // All rows of a unit, tile by tile.
-  template <int CT, bool Partial, bool Once>
+  // All rows of a unit, tile by tile. Asks: the first one asks for B, where bursts ahead of few tiles would hold them up.
+  template <int CT, bool Partial, bool Asks>
   SF_HD void sweep(const unit& u, const T* ap, const T* x, int64_t x_row, T* out, const unit* next, Col& seen) const {
     constexpr int RT = tile_rows(CT);
-    const int64_t down = 2 * a.row, ahead = Once && next ? b.at(next->item) + 2 * next->c0 * b.col - x : 0;
+    const int64_t down = 2 * a.row, ahead = Asks && next ? b.at(next->item) + 2 * next->c0 * b.col - x : 0;
     int64_t r = 0;
     for (; r + RT <= u.rows; r += RT, ap += RT * down, out += 2 * RT * g.n) {
-      if (next) fetch_part<Once>(*next, r / RT);
-      rows<RT, CT, Partial, Once>(ap, x, x_row, ahead, out, u.cols, seen);
+      if (next) fetch_part<Asks>(*next, r / RT);
+      if (Asks && r == 0)
+        rows<RT, CT, Partial, true>(ap, x, x_row, ahead, out, u.cols, seen);
+      else
+        rows<RT, CT, Partial, false>(ap, x, x_row, 0, out, u.cols, seen);
     }
-    if (next && r < u.rows) fetch_part<Once>(*next, r / RT);
+    if (next && r < u.rows) fetch_part<Asks>(*next, r / RT);
     if constexpr (RT > 2)
       for (; r + 2 <= u.rows; r += 2, ap += 2 * down, out += 4 * g.n)
-        rows<2, CT, Partial, Once>(ap, x, x_row, ahead, out, u.cols, seen);
-    for (; r < u.rows; ++r, ap += down, out += 2 * g.n) rows<1, CT, Partial, Once>(ap, x, x_row, ahead, out, u.cols, seen);
+        rows<2, CT, Partial, Asks>(ap, x, x_row, ahead, out, u.cols, seen);
+    for (; r < u.rows; ++r, ap += down, out += 2 * g.n) rows<1, CT, Partial, Asks>(ap, x, x_row, ahead, out, u.cols, seen);
   }
 
   template <int CT>
@@ -138,13 +141,14 @@ struct column_lanes {
     const int cols = u.cols;
     const T *x = b.at(item) + 2 * c0 * b.col, *ap = a.at(item) + 2 * r0 * a.row;
     int64_t x_row = 2 * b.row;
-    const bool partial = cols < CT * WC, once = b.col == 1 && u.rows <= tile_rows(CT);  // read once: not worth packing
+    const bool partial = cols < CT * WC, once = u.rows <= tile_rows(CT);  // read once: not worth packing
+    const bool asks = b.col == 1 && (once || (!partial && u.rows <= 2 * tile_rows(CT)));
     if (b.col != 1 || (partial && !once)) pack_b<CT>(x, cols), x = xs, x_row = CT * W;
     T* out = static_cast<T*>(g.out) + 2 * (item * g.m * g.n + r0 * g.n + c0);
     Col seen = Col::zero();
-    if (partial && once)
+    if (partial && asks)
       sweep<CT, true, true>(u, ap, x, x_row, out, next, seen);
-    else if (once)
+    else if (asks)
       sweep<CT, false, true>(u, ap, x, x_row, out, next, seen);
     else
       sweep<CT, false, false>(u, ap, x, x_row, out, next, seen);
