@@ -313,9 +313,9 @@ def test_rule():
     assert not ours(4, 129, 4, 10**6, False)
     assert not ours(64, 64, 1, 15, False)
     assert ours(64, 64, 1, 16, False)
-    assert not ours(4, 4, 4, 22, False)
-    assert ours(4, 4, 4, 22, False, plain=False)
-    assert ours(4, 4, 4, 23, False)
+    assert not ours(4, 4, 4, 16, False)
+    assert ours(4, 4, 4, 16, False, plain=False)
+    assert ours(4, 4, 4, 17, False)
     assert not ours(64, 64, 64, 1, False)
     assert ours(64, 64, 64, 1, False, plain=False)
 
