@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "denoising": systems.denoising,
     "estimation": systems.estimation,
     "kernels": kernels.with_targets,
+    "one thread": kernels.one_thread,
     "all kernels": kernels.every_row,
     "grid": grid.rule,
     "crossover": grid.crossover,

@@ -51,10 +51,18 @@ def _table(name: str, wanted) -> list[str]:
     return table(head, _rows(name, wanted))
 
 
+def _with_targets(name: str) -> list[str]:
+    return [f"Kernels, {_where(read(name))}:", "", *_table(name, lambda r: verdicts(r["target"], r))]
+
+
 def with_targets() -> list[str]:
     """The rows that a target was set for, in one table; misses stand as misses."""
-    text = f"Kernels, {_where(read('cpu.csv'))}:"
-    return [text, "", *_table("cpu.csv", lambda r: verdicts(r["target"], r))]
+    return _with_targets("cpu.csv")
+
+
+def one_thread() -> list[str]:
+    """The same rows on one thread."""
+    return _with_targets("cpu_1_thread.csv")
 
 
 def every_row() -> list[str]:
