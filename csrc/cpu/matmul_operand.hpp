@@ -13,12 +13,16 @@ SF_HD void fetch(const T* p, int64_t reals) {
   for (int64_t j = 0; j < reals; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + j, 0, 2);
 }
 
+inline int64_t items_of(const matmul_args& g) {
+  int64_t items = 1;
+  for (int64_t d = 0; d < g.dims; ++d) items *= g.size[d];
+  return items;
+}
+
 // Of a whole product
 template <class T>
 around_caches goes_around(const matmul_args& g, int64_t piece) {
-  int64_t reals = 2 * g.m * g.n;
-  for (int64_t d = 0; d < g.dims; ++d) reals *= g.size[d];
-  return goes_around<T>(g.out, reals, 2 * g.n, piece);
+  return goes_around<T>(g.out, 2 * items_of(g) * g.m * g.n, 2 * g.n, piece);
 }
 
 // Entry (i, j) of an item is at(item)[2 * (i * row + j * col)].

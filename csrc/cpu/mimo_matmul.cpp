@@ -29,9 +29,7 @@ constexpr int64_t worth_a_thread = 12000;  // nanoseconds of each
 
 template <class T, bool Conj>
 void matmul_on(matmul_args& a) {
-  int64_t items = 1;
-  for (int64_t d = 0; d < a.dims; ++d) items *= a.size[d];
-  const int64_t each = time_of<T>(a);
+  const int64_t items = items_of(a), each = time_of<T>(a);
   prepare_result(a.out, items * a.m * a.n * 2 * int64_t(sizeof(T)));
   const auto share = [&](int64_t parts, int64_t of_one, const auto& run) {
     parallel_for(a.pool, parts, worth_a_thread / (of_one + 1) + 1, run);

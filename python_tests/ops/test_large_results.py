@@ -10,6 +10,7 @@ import ctypes
 import torch, semcom_fast as sf
 from sf_testing import draw, same_bits
 
+torch.set_num_threads(2)  # what one thread sent around the caches, the other reads
 LARGE = 32 << 20
 libc = ctypes.CDLL(None)
 mmap_max, trim_threshold, mapped = -4, -1, 65536  # glibc's defaults give every large tensor memory of its own
