@@ -14,7 +14,7 @@ from semcom_fast.systems.blind_mimosc import evaluate_channels as ec
 from semcom_fast.systems.blind_mimosc.channel_laws import ChannelLaw
 from semcom_fast.systems.blind_mimosc.channel_prior import ChannelDenoiser
 
-QUICK = sf.PVDConfig(users=1, nt=2, J=3, Jin=2)
+QUICK = sf.PVDConfig(users=1, nt=2, J=12, Jin=2)  # fewer outer steps diverge, and a diverging run amplifies rounding
 
 
 def _protocol(**changes):
@@ -117,7 +117,7 @@ def test_split_batches_see_the_same_problems(monkeypatch):
     monkeypatch.setattr(ec, "BATCH", 3)
     split = ec.Evaluation(protocol)._measure(job)
     for name in ("nmse", "lmmse", "source"):
-        np.testing.assert_allclose(split[name], whole[name], rtol=2e-3)
+        np.testing.assert_allclose(split[name], whole[name], rtol=1e-4)
 
 
 def test_command(tmp_path, capsys, monkeypatch):
