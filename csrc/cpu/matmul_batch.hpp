@@ -31,7 +31,10 @@ struct batch_lanes {
   struct tile {
     Z* p;
     int row, col;
-    SF_HD Z at(int64_t i, int64_t j) const { return p[i * row + j * col]; }
+    SF_HD Z at(int64_t i, int64_t j) const {  // in its parts: GCC copies the whole through the stack
+      const Z& z = p[i * row + j * col];
+      return {z.re, z.im};
+    }
   };
 
   const matmul_args& g;
@@ -67,6 +70,19 @@ struct batch_lanes {
     if (o.dims > 1)
       for (int i = 1; i < W; ++i) from.from[i] = o.at(first + (i < count ? i : count - 1));
     return from;
+  }
+
+  // What a later pack will read, since the hardware's own prefetching stops at every page: small packs a page ahead and
+  // at once, others with the loads of the pack before.
+  static constexpr int64_t page = 4096 / int64_t(sizeof(T));
+  static bool dense(const operand<T>& o, int64_t entries) { return o.dims == 1 && o.step[0] == entries; }
+  static SF_HD void fetch_ahead(const operand<T>& o, int64_t item, int64_t entries) {
+    const int64_t reals = W * 2 * entries;
+    if (dense(o, entries) && reals <= page) fetch(o.at(item) + page, reals);
+  }
+  static void ask_ahead(const operand<T>& o, transposer<T, W>& from, int64_t entries) {
+    const int64_t reals = W * 2 * entries;
+    if (dense(o, entries) && reals > page) from.next = from.from[0] + reals;
   }
 
   // Rows [i0, i0 + rows) of `cols` columns, in the longest runs that memory offers.
@@ -114,7 +130,8 @@ struct batch_lanes {
   }
 
   void items(int64_t first, int count) {
-    const transposer<T, W> from = lanes(a, first, count);
+    transposer<T, W> from = lanes(a, first, count);
+    ask_ahead(a, from, int64_t(m) * k);
     P seen(T(0));
     for (int i0 = 0; i0 < m; i0 += band) {
       const int rows = m - i0 < band ? m - i0 : band;
@@ -127,14 +144,6 @@ struct batch_lanes {
       transposer<T, W>(out, 2 * int64_t(m) * n, count).store(0, 2 * int64_t(rows) * n, &ct->re);
     }
     bad = seen;
-  }
-
-  // What a later pack of small items will read: the hardware's own prefetching stops at every page.
-  static SF_HD void fetch_ahead(const operand<T>& o, int64_t item, int64_t entries) {
-    constexpr int64_t ahead = 4096 / int64_t(sizeof(T));
-    const int64_t reals = W * 2 * entries;
-    if (o.dims > 1 || reals > ahead) return;
-    fetch(o.at(item) + ahead, reals);
   }
 
   void run(int64_t begin, int64_t end, int64_t& lowest) {

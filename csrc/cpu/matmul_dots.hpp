@@ -46,52 +46,82 @@ SF_HD pack_cols<T, W> values(const dots<T, W, Conj> (&q)[W / 2]) {
 template <class T, bool Conj>
 struct dot_rows {
   static constexpr int W = native_width<T>, WC = W / 2, R = WC;  // R rows have as many sums as a pack has lanes
-  static constexpr int ahead = 4096 / int(sizeof(T));            // reals; as in scaled_rows
+  static constexpr int ahead = 1024 / int(sizeof(T));            // reals; as in scaled_rows
   using Col = pack_cols<T, W>;
+  using P = pack<T, W>;
+  using bits = decltype(typename P::V{} > typename P::V{});  // all or none of a lane's
 
   const matmul_args& g;
   const operand<T> a, b;
-  Col seen = Col::zero();
+  const int64_t whole, rest;  // reals in packs, and behind them
+  const bool shared_x;        // by rows enough that asking for it, once for each of them, takes longer than it gains
+  bits fresh;                 // lanes of the last pack that are not in the one before, too
 
   static bool takes(const matmul_args& g) {
-    return g.n == 1 && g.k >= 2 * WC && (g.a_col == 1 || g.k == 1) && (g.b_row == 1 || g.k == 1);
+    return g.n == 1 && g.k >= (g.m == 1 ? 2 : 2 * WC) && g.a_col == 1 && g.b_row == 1;  // K = 1: scaled_rows
   }
   explicit dot_rows(const matmul_args& args)
       : g(args),
         a(args, args.a, args.a_step, args.a_row, args.a_col),
-        b(args, args.b, args.b_step, args.b_row, args.b_col) {}
+        b(args, args.b, args.b_step, args.b_row, args.b_col),
+        whole(2 * args.k / W * W),
+        rest(2 * args.k - whole),
+        shared_x(args.m > 2) {
+    for (int l = 0; l < W; ++l) fresh[l] = l >= W - rest ? -1 : 0;
+  }
 
-  // Rows [row, row + count) of all items' rows one after the other; a short tile repeats its last row.
-  SF_HD void tile(int64_t row, int count, T* out) {
-    const T *ap[R], *xp[R];
-    int64_t item = row / g.m, r = row - item * g.m;
-    const T *of_a = a.at(item), *of_x = b.at(item);
-    for (int i = 0; i < R; ++i) {
-      ap[i] = of_a + 2 * r * a.row, xp[i] = of_x;
-      if (i + 1 >= count) continue;
-      if (++r == g.m) r = 0, ++item, of_a = a.at(item), of_x = b.at(item);
-    }
+  SF_HD Col last(const T* p) const { return {P((typename P::V)((bits)P::load(p + whole + rest - W).v & fresh))}; }
+
+  // Rows at ap[i] times columns at xp[i]
+  SF_HD Col tile(const T* const (&ap)[R], const T* const (&xp)[R]) const {
     dots<T, W, Conj> p[R];
     SF_UNROLL
-    for (int i = 0; i < R; ++i) p[i] = dots<T, W, Conj>::zero();
-    const int64_t reals = 2 * g.k;
-    int64_t j = 0;
-    for (; j + W <= reals; j += W) SF_UNROLL
-      for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < R; ++i) {  // row after row, as the hardware's prefetching expects
+      p[i] = dots<T, W, Conj>::zero();
+      for (int64_t j = 0; j < whole; j += W) {
         __builtin_prefetch(ap[i] + j + ahead, 0, 2);
+        if (!shared_x) __builtin_prefetch(xp[i] + j + ahead, 0, 2);
         p[i].add(Col::load(ap[i] + j), Col::load(xp[i] + j));
       }
-    if (j < reals) SF_UNROLL
-      for (int i = 0; i < R; ++i)
-        p[i].add(Col::load_first(ap[i] + j, int(reals - j) / 2), Col::load_first(xp[i] + j, int(reals - j) / 2));
-    const Col v = values(p);
-    seen = seen + (v - v);
-    (g.conj_b ? conjugate(v) : v).store_first(out, count);
+    }
+    if (rest && whole) {
+      SF_UNROLL
+      for (int i = 0; i < R; ++i) p[i].add(last(ap[i]), last(xp[i]));
+    } else if (rest) {
+      SF_UNROLL
+      for (int i = 0; i < R; ++i) p[i].add(Col::load_first(ap[i], int(rest) / 2), Col::load_first(xp[i], int(rest) / 2));
+    }
+    return values(p);
   }
 
   void run(int64_t begin, int64_t end, int64_t& lowest) {
     T* out = static_cast<T*>(g.out);
-    for (int64_t i = begin; i < end; i += R) tile(i, end - i < R ? int(end - i) : R, out + 2 * i);
+    Col seen = Col::zero();
+    const auto keep = [&](Col v, int64_t row, int count) SF_LAMBDA {
+      seen = seen + (v - v);
+      (g.conj_b ? conjugate(v) : v).store_first(out + 2 * row, count);
+    };
+    const T *ap[R], *xp[R];
+    int64_t i = begin;
+    if (g.m == 1 && g.dims == 1) {
+      const int64_t to_a = 2 * a.step[0], to_x = 2 * b.step[0];
+      const T *pa = a.p + i * to_a, *px = b.p + i * to_x;
+      for (; i + R <= end; i += R, pa += R * to_a, px += R * to_x) {
+        SF_UNROLL
+        for (int l = 0; l < R; ++l) ap[l] = pa + l * to_a, xp[l] = px + l * to_x;
+        keep(tile(ap, xp), i, R);
+      }
+    }
+    int64_t item = i / g.m, r = i - item * g.m;
+    const T *of_a = a.at(item), *of_x = b.at(item);
+    for (; i < end; i += R) {  // all items' rows one after the other; at the end the last one again
+      for (int l = 0; l < R; ++l) {
+        ap[l] = of_a + 2 * r * a.row, xp[l] = of_x;
+        if (i + l + 1 >= end) continue;
+        if (++r == g.m) r = 0, ++item, of_a = a.at(item), of_x = b.at(item);
+      }
+      keep(tile(ap, xp), i, end - i < R ? int(end - i) : R);
+    }
     if (!(seen.v.sum() == 0)) note_lowest(lowest, first_spoilt(out, begin, end, 2) / g.m);
   }
 };

@@ -19,6 +19,7 @@ struct transposer {
 
   const T* from[Gap ? 1 : W];  // lane i's matrix; lanes past the last matrix repeat it
   int lanes = W;
+  const T* next = nullptr;  // what a later pack will load, where all of it lies in one run
 
   SF_HD explicit transposer(const T* base) : from{base} {}
   SF_HD transposer(const T* base, int64_t stride, int count) : lanes(count) {
@@ -60,9 +61,17 @@ struct transposer {
     return __builtin_shufflevector(a, b, I...);
   }
 
+  // As many lines of a later pack as a square has: in one burst they would hold up the loads of this one.
+  template <int R>
+  SF_HD void ask(int64_t first) const {
+    if (Gap || !next) return;
+    SF_UNROLL
+    for (int i = 0; i < R; ++i) __builtin_prefetch(next + (first + i) * W, 0, 2);
+  }
   // Reals [first, first + R) of every lane into out[0..R).
   template <int R>
   SF_HD void load_square(int64_t first, P* out) const {
+    ask<R>(first);
     V v[R];
     SF_UNROLL
     for (int i = 0; i < R; ++i) v[i] = join<R, W>(i, first);
