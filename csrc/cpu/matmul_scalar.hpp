@@ -91,6 +91,21 @@ struct scaled_rows {
     }
   }
 
+  // Rows of whole packs, an item each and one behind the other
+  SF_HD void pack_rows(int64_t begin, int64_t end, T* to, finish& done) {
+    const T *s = a.at(begin), *x = b.at(begin);
+    const int64_t n = 2 * g.n;
+    for (; begin < end; ++begin, s += 2) {
+      const scalar2<T> by{s[0], s[1]};
+      for (const T* stop = x + n; x < stop; x += W, to += W) {
+        __builtin_prefetch(x + ahead, 0, 2);
+        auto p = product<Col, Conj>::zero();
+        p.add(by, Col::load(x));
+        put_columns(done(p), to, WC, around);
+      }
+    }
+  }
+
   // A pack or more to a row; the last one overlaps the one before. Rows [begin, end) of all items' rows.
   template <bool Dense>
   SF_HD void long_rows(int64_t begin, int64_t end, T* to, finish& done) {
@@ -122,6 +137,8 @@ struct scaled_rows {
     finish done{g.conj_b != 0, Col::zero()};
     if (g.n < WC || (g.m == 1 && g.n < shortest && g.n % WC))
       short_of<1>(begin, end, dense, out, done);
+    else if (dense && g.m == 1 && g.n % WC == 0)
+      pack_rows(begin, end, to, done);
     else
       b.col == 1 ? long_rows<true>(begin, end, to, done) : long_rows<false>(begin, end, to, done);
     if (!(done.seen.v.sum() == 0)) note_lowest(lowest, first_spoilt(out, begin, end, 2 * g.n) / g.m);
