@@ -185,7 +185,7 @@ def mimo_matmul(
 
     Dispatch: this op alone chooses by the batch (`ops/_matmul_rule.py`). Torch's own GEMM computes sums of more than 128
     terms, up to four columns of a large matrix in batches of fewer than 16, and, without a conjugate, single products
-    and short calls (B matrices of at most 32,768 / B multiply-adds in all); on a GPU, every product with a side above
+    and short calls (B matrices of at most 16,384 / B multiply-adds in all); on a GPU, every product with a side above
     16. All others run in this package's kernels, where the bits of a product depend on its own operands alone;
     splitting a batch below those bounds changes who computes it, and may change the last bits.
 
