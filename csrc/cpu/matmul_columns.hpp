@@ -178,7 +178,8 @@ struct column_lanes {
       const int64_t rows = g.m - r0 < max_rows ? g.m - r0 : max_rows;
       return unit{item, r0, rows, c0, g.n - c0 < width ? int(g.n - c0) : width};
     };
-    const bool large = g.m > 1 && (g.m + g.n) * g.k * 2 * int64_t(sizeof(T)) >= 4096;  // smaller ones the hardware fetches
+    // The hardware fetches smaller ones, and one long run of B by itself.
+    const bool large = (g.m > 1 || g.k <= 8) && (g.m + g.n) * g.k * 2 * int64_t(sizeof(T)) >= 4096;
     for (int64_t i = begin; i < end; ++i) {
       const unit u = unit_at(i), after = unit_at(i + 1);
       const unit* next = large && i + 1 < end ? &after : nullptr;

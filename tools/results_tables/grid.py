@@ -12,9 +12,9 @@ def _groups(rows: list[dict[str, str]], *keys: str) -> dict[tuple[str, ...], lis
     return out
 
 
-def rule() -> list[str]:
+def _rule(name: str) -> list[str]:
     """Per op and thread count: rows, misses, the worst of each kind."""
-    rows = read("cpu_grid_summary.csv")
+    rows = read(name)
     if not rows:
         return ["Not measured yet."]
     out = []
@@ -36,6 +36,16 @@ def rule() -> list[str]:
     r = rows[0]
     where = f"{r['device']}, level {r['isa']}, torch {r['torch']}, commit {r['commit']}, {r['date']}"
     return [f"The grid on {where}, rotated:", "", *table(head, out)]
+
+
+def rule() -> list[str]:
+    """The whole grid."""
+    return _rule("cpu_grid_summary.csv")
+
+
+def epyc() -> list[str]:
+    """The rows up to 16 MiB on another processor."""
+    return _rule("epyc_grid_summary.csv")
 
 
 def crossover() -> list[str]:

@@ -65,6 +65,11 @@ def one_thread() -> list[str]:
     return _with_targets("cpu_1_thread.csv")
 
 
+def epyc() -> list[str]:
+    """The same rows on another processor."""
+    return _with_targets("epyc.csv")
+
+
 def every_row() -> list[str]:
     """All rotated rows of the suite."""
     return [f"All rows, {_where(read('cpu.csv'))}:", "", *_table("cpu.csv", lambda r: True)]
