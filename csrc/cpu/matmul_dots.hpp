@@ -46,7 +46,6 @@ SF_HD pack_cols<T, W> values(const dots<T, W, Conj> (&q)[W / 2]) {
 template <class T, bool Conj>
 struct dot_rows {
   static constexpr int W = native_width<T>, WC = W / 2, R = WC;  // R rows have as many sums as a pack has lanes
-  static constexpr int ahead = 1024 / int(sizeof(T));            // reals; as in scaled_rows
   using Col = pack_cols<T, W>;
   using P = pack<T, W>;
   using bits = decltype(typename P::V{} > typename P::V{});  // all or none of a lane's
@@ -54,7 +53,6 @@ struct dot_rows {
   const matmul_args& g;
   const operand<T> a, b;
   const int64_t whole, rest;  // reals in packs, and behind them
-  const bool shared_x;        // by rows enough that asking for it, once for each of them, takes longer than it gains
   bits fresh;                 // lanes of the last pack that are not in the one before, too
 
   static bool takes(const matmul_args& g) {
@@ -65,24 +63,31 @@ struct dot_rows {
         a(args, args.a, args.a_step, args.a_row, args.a_col),
         b(args, args.b, args.b_step, args.b_row, args.b_col),
         whole(2 * args.k / W * W),
-        rest(2 * args.k - whole),
-        shared_x(args.m > 2) {
+        rest(2 * args.k - whole) {
     for (int l = 0; l < W; ++l) fresh[l] = l >= W - rest ? -1 : 0;
   }
 
   SF_HD Col last(const T* p) const { return {P((typename P::V)((bits)P::load(p + whole + rest - W).v & fresh))}; }
 
   // Rows at ap[i] times columns at xp[i]
+  template <bool AsksX>
   SF_HD Col tile(const T* const (&ap)[R], const T* const (&xp)[R]) const {
+    constexpr int ahead = (AsksX ? 1024 : 4096) / int(sizeof(T));  // bytes, as measured
     dots<T, W, Conj> p[R];
+    const auto step = [&](int i, int64_t j) SF_LAMBDA {
+      __builtin_prefetch(ap[i] + j + ahead, 0, 2);
+      if (AsksX) __builtin_prefetch(xp[i] + j + ahead, 0, 2);
+      p[i].add(Col::load(ap[i] + j), Col::load(xp[i] + j));
+    };
     SF_UNROLL
-    for (int i = 0; i < R; ++i) {  // row after row, as the hardware's prefetching expects
-      p[i] = dots<T, W, Conj>::zero();
-      for (int64_t j = 0; j < whole; j += W) {
-        __builtin_prefetch(ap[i] + j + ahead, 0, 2);
-        if (!shared_x) __builtin_prefetch(xp[i] + j + ahead, 0, 2);
-        p[i].add(Col::load(ap[i] + j), Col::load(xp[i] + j));
-      }
+    for (int i = 0; i < R; ++i) p[i] = dots<T, W, Conj>::zero();
+    if (whole <= 2 * W) {
+      for (int64_t j = 0; j < whole; j += W) SF_UNROLL
+      for (int i = 0; i < R; ++i) step(i, j);
+    } else {
+      SF_UNROLL
+      for (int i = 0; i < R; ++i)  // row after row, as the hardware's prefetching expects
+        for (int64_t j = 0; j < whole; j += W) step(i, j);
     }
     if (rest && whole) {
       SF_UNROLL
@@ -92,6 +97,22 @@ struct dot_rows {
       for (int i = 0; i < R; ++i) p[i].add(Col::load_first(ap[i], int(rest) / 2), Col::load_first(xp[i], int(rest) / 2));
     }
     return values(p);
+  }
+
+  // Rows [i, end) of all items' rows one after the other; in the last tile the last one again. AsksX: few enough share a
+  // column that asking for it once for each of them is no loss.
+  template <bool AsksX, class Keep>
+  SF_HD void rows(int64_t i, int64_t end, const Keep& keep) const {
+    int64_t item = i / g.m, r = i - item * g.m;
+    const T *of_a = a.at(item), *of_x = b.at(item), *ap[R], *xp[R];
+    for (; i < end; i += R) {
+      for (int l = 0; l < R; ++l) {
+        ap[l] = of_a + 2 * r * a.row, xp[l] = of_x;
+        if (i + l + 1 >= end) continue;
+        if (++r == g.m) r = 0, ++item, of_a = a.at(item), of_x = b.at(item);
+      }
+      keep(tile<AsksX>(ap, xp), i, end - i < R ? int(end - i) : R);
+    }
   }
 
   void run(int64_t begin, int64_t end, int64_t& lowest) {
@@ -109,19 +130,10 @@ struct dot_rows {
       for (; i + R <= end; i += R, pa += R * to_a, px += R * to_x) {
         SF_UNROLL
         for (int l = 0; l < R; ++l) ap[l] = pa + l * to_a, xp[l] = px + l * to_x;
-        keep(tile(ap, xp), i, R);
+        keep(tile<true>(ap, xp), i, R);
       }
     }
-    int64_t item = i / g.m, r = i - item * g.m;
-    const T *of_a = a.at(item), *of_x = b.at(item);
-    for (; i < end; i += R) {  // all items' rows one after the other; at the end the last one again
-      for (int l = 0; l < R; ++l) {
-        ap[l] = of_a + 2 * r * a.row, xp[l] = of_x;
-        if (i + l + 1 >= end) continue;
-        if (++r == g.m) r = 0, ++item, of_a = a.at(item), of_x = b.at(item);
-      }
-      keep(tile(ap, xp), i, end - i < R ? int(end - i) : R);
-    }
+    if (i < end) g.m <= 2 ? rows<true>(i, end, keep) : rows<false>(i, end, keep);
     if (!(seen.v.sum() == 0)) note_lowest(lowest, first_spoilt(out, begin, end, 2) / g.m);
   }
 };
