@@ -26,9 +26,9 @@ def _target(row: dict[str, str]) -> str:
 
 
 def _where(rows: list[dict[str, str]]) -> str:
-    r = rows[0]
+    r, commits = rows[0], " and ".join(dict.fromkeys(r["commit"] for r in rows))
     return (
-        f"{r['threads']} thread(s) of {r['device']}, level {r['isa']}, torch {r['torch']}, commit {r['commit']}, "
+        f"{r['threads']} thread(s) of {r['device']}, level {r['isa']}, torch {r['torch']}, commit {commits}, "
         f"{r['date']}, inputs rotated past the last cache"
     )
 
