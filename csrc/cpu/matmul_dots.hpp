@@ -48,12 +48,11 @@ struct dot_rows {
   static constexpr int W = native_width<T>, WC = W / 2, R = WC;  // R rows have as many sums as a pack has lanes
   using Col = pack_cols<T, W>;
   using P = pack<T, W>;
-  using bits = decltype(typename P::V{} > typename P::V{});  // all or none of a lane's
 
   const matmul_args& g;
   const operand<T> a, b;
   const int64_t whole, rest;  // reals in packs, and behind them
-  bits fresh;                 // lanes of the last pack that are not in the one before, too
+  const lane_mask<T, W> fresh;  // lanes of the last pack that are not in the one before, too
 
   static bool takes(const matmul_args& g) {
     return g.n == 1 && g.k >= (g.m == 1 ? 2 : 2 * WC) && g.a_col == 1 && g.b_row == 1;  // K = 1: scaled_rows
@@ -63,11 +62,10 @@ struct dot_rows {
         a(args, args.a, args.a_step, args.a_row, args.a_col),
         b(args, args.b, args.b_step, args.b_row, args.b_col),
         whole(2 * args.k / W * W),
-        rest(2 * args.k - whole) {
-    for (int l = 0; l < W; ++l) fresh[l] = l >= W - rest ? -1 : 0;
-  }
+        rest(2 * args.k - whole),
+        fresh(lane_mask<T, W>::from_bits(~low_bits(W - int(rest)))) {}
 
-  SF_HD Col last(const T* p) const { return {P((typename P::V)((bits)P::load(p + whole + rest - W).v & fresh))}; }
+  SF_HD Col last(const T* p) const { return {select(fresh, P::load(p + whole + rest - W), P(T(0)))}; }
 
   // Rows at ap[i] times columns at xp[i]
   template <bool AsksX>

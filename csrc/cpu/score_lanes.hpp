@@ -40,8 +40,7 @@ struct score_lanes {
   // b_step.
   transposer<T, W> lanes(const void* data, int64_t b_step, int v, int64_t entries, int64_t first, int count) const {
     const T* base = static_cast<const T*>(data) + 2 * v * a.k * entries;
-    const bool together = a.b == 1 || b_step == a.k * entries;
-    if (a.k == 1 || together) {
+    if (a.k == 1 || a.b == 1 || b_step == a.k * entries) {
       const int64_t gap = a.k == 1 ? b_step : entries;
       transposer<T, W> from(base + 2 * first * gap, 2 * gap, count);
       if (gap == entries) from.next = from.from[0] + 2 * W * entries;

@@ -13,9 +13,7 @@ from semcom_fast.data import ImpulseResponses, load_channels, subcarrier_frequen
 from semcom_fast.data.tr38901 import CARRIER, SYMBOL_RATE, draw_tr38901, main
 
 FREQUENCIES = subcarrier_frequencies(64, 15e3)
-FARTHEST = {
-    name: between / 3**0.5 for name, between in (("umi", 200), ("uma", 500), ("rma", 5000))
-}  # m, a cell's corner
+FARTHEST = {"umi": 200 / 3**0.5, "uma": 500 / 3**0.5, "rma": 5000 / 3**0.5}  # m, a cell's corner
 
 
 def test_without_sionna_the_extra_is_named(monkeypatch):
