@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import Cell, check_flag, fits_32_bits, on, real_dtype, seed_arguments, step_argument, word
+from ._pvd_algebra import between, differences, pull
 from ._pvd_finish import finish_kernel
 from ._pvd_table import PvdTable, row_of
 from ._tuned import Choice, choose, size_class
@@ -38,13 +39,20 @@ class ChannelLevels(NamedTuple):
 
 
 @triton.jit
-def _level(pointer, value, stride_b, stride_u, b, u, TENSOR: tl.constexpr):
-    """One float64, from a tensor over items and users or from a Python number."""
+def _level(cell, b, u, TENSOR: tl.constexpr):
+    """One float64: `cell` is (tensor over items and users, Python number, stride over items, over users)."""
     if TENSOR:
-        out = tl.load(pointer + b.to(tl.int64) * stride_b + u * stride_u).to(tl.float64)
+        out = tl.load(cell[0] + b.to(tl.int64) * cell[2] + u * cell[3]).to(tl.float64)
     else:
-        out = value + b.to(tl.float64) * 0.0
+        out = cell[1] + b.to(tl.float64) * 0.0
     return out
+
+
+@triton.jit
+def _denoiser(prior, sigma, b, u, PRIOR: tl.constexpr, SIGMA: tl.constexpr):
+    """(var/(var + sigma^2), sigma) of user u, in float64."""
+    v, s = _level(prior, b, u, PRIOR), _level(sigma, b, u, SIGMA)
+    return v / (v + s * s), s
 
 
 @triton.jit
@@ -94,6 +102,60 @@ def _note(flag, b, wrong):
         tl.atomic_min(flag, b.to(flag.dtype.element_ty), sem="relaxed")
 
 
+@triton.jit
+def _subtract(
+    r_re, r_im, v_re, v_im, h_re, h_im, x, probe, nt, slots,
+    PROBE: tl.constexpr, TABLE: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """(r - H x, v + H d, |d|^2) of one user's tile H; d is `probe`, with TABLE the codeword `probe` less x."""
+    column = tl.arange(0, N)[None, :]
+    distance = tl.zeros((T,), tl.float64)
+    for m in range(nt):
+        c_re, c_im = _column(h_re, h_im, column == m)
+        at = m * (2 * slots)
+        a, c = _row(x + at, slots, T)
+        r_re -= c_re * a[None, :] - c_im * c[None, :]
+        r_im -= c_re * c[None, :] + c_im * a[None, :]
+        if PROBE:
+            to_a, to_c = _row(probe + at, slots, T)
+            if TABLE:
+                a, c = to_a - a, to_c - c
+            else:
+                a, c = to_a, to_c
+            v_re += c_re * a[None, :] - c_im * c[None, :]
+            v_im += c_re * c[None, :] + c_im * a[None, :]
+            distance += a.to(tl.float64) * a.to(tl.float64) + c.to(tl.float64) * c.to(tl.float64)
+    return r_re, r_im, v_re, v_im, tl.sum(distance, 0)
+
+
+@triton.jit
+def _moved(
+    x, h, g, mean, anchor, size, rho, of_score, row, nr, units, VEC: tl.constexpr, R: tl.constexpr, N: tl.constexpr
+):
+    """One user's mean after a step of `size`; sample x, denoised h, score g and the result are (re, im)."""
+    a_re, a_im = planes(anchor, row, nr, 0, units, VEC, R, N)
+    m_re, m_im = planes(mean, row, nr, 0, units, VEC, R, N)
+    m_re = tl.fma(size, pull(a_re, x[0], h[0], g[0], rho, of_score), m_re)
+    m_im = tl.fma(size, pull(a_im, x[1], h[1], g[1], rho, of_score), m_im)
+    return m_re, m_im
+
+
+@triton.jit
+def _drawn(
+    m_re, m_im, spread, noise, offset, mask, entry, count, item, lane, k0, k1,
+    MODE: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """mean + spread * normal (Philox, explicit or none) as reals [R, 2N]; `entry` numbers the tile's first column."""
+    if MODE == 1:
+        entry = (entry[:, None] + tl.arange(0, N)[None, :]).to(tl.uint32)
+        z_re, z_im = stream_normals(entry, count, item, lane, k0, k1, m_re.dtype == tl.float64)
+        m_re, m_im = tl.fma(spread, z_re, m_re), tl.fma(spread, z_im, m_im)
+    out = interleave(m_re, m_im, R, N)
+    if MODE == 2:
+        out = tl.fma(spread, tl.load(noise + offset, mask=mask, other=0.0), out)
+    return out
+
+
 @triton.jit(
     do_not_specialize=[
         "y_b", "x_b", "probe_b", "sigma_b", "sigma_u", "above_b", "above_u", "zeta_b", "zeta_u", "var_b", "var_u",
@@ -123,12 +185,13 @@ def kernel(
         above = sigma + levels
         next_var = sigma + 2 * levels
         border = sigma + 3 * levels
+    at_sigma = (sigma, sigma_value, sigma_b, sigma_u)
+    at_prior = (prior, prior_value, prior_b, prior_u)
     pid = tl.program_id(0)
     b = pid // blocks
     k = pid - b * blocks
     wide = b.to(tl.int64)
     row = tl.arange(0, R)
-    column = tl.arange(0, N)[None, :]
     tile = 2 * nr * nt
     rows_x = 2 * nt * slots  # reals of a user's codeword in one block
     y += wide * y_b + k * (2 * nr * slots)
@@ -143,28 +206,14 @@ def kernel(
     for u in range(users):
         h_re, h_im = planes(sample + (state + u * blocks * tile), row, nr, 0, units, VEC, R, N)
         if not DENOISED:
-            v = _level(prior, prior_value, prior_b, prior_u, b, u, PRIOR)
-            s = _level(sigma, sigma_value, sigma_b, sigma_u, b, u, SIGMA)
-            w = (v / (v + s * s)).to(real)
+            w = _denoiser(at_prior, at_sigma, b, u, PRIOR, SIGMA)[0].to(real)
             h_re, h_im = h_re * w, h_im * w
-        moved = tl.zeros((T,), tl.float64)
-        for m in range(nt):
-            c_re, c_im = _column(h_re, h_im, column == m)
-            at = u * blocks * rows_x + m * (2 * slots)
-            a, c = _row(x + at, slots, T)
-            r_re -= c_re * a[None, :] - c_im * c[None, :]
-            r_im -= c_re * c[None, :] + c_im * a[None, :]
-            if PROBE:
-                to_a, to_c = _row(probe + at, slots, T)
-                if TABLE:  # the codeword at the probe point
-                    a, c = to_a - a, to_c - c
-                else:
-                    a, c = to_a, to_c
-                v_re += c_re * a[None, :] - c_im * c[None, :]
-                v_im += c_re * c[None, :] + c_im * a[None, :]
-                moved += a.to(tl.float64) * a.to(tl.float64) + c.to(tl.float64) * c.to(tl.float64)
+        at = u * blocks * rows_x
+        r_re, r_im, v_re, v_im, distance = _subtract(
+            r_re, r_im, v_re, v_im, h_re, h_im, x + at, probe + at, nt, slots, PROBE, TABLE, N, T
+        )
         if PROBE:
-            tl.store(energies + 2 + u, tl.sum(moved, 0))
+            tl.store(energies + 2 + u, distance)
     tl.store(energies, _energy(r_re, r_im))
     if PROBE:
         tl.store(energies + 1, _energy(v_re, v_im))
@@ -178,22 +227,23 @@ def kernel(
         count = counter_word(step, STEP_TENSOR)
     item = b.to(tl.uint32) + counter_word(first_item, ITEM_TENSOR)
     lane = stream.to(tl.uint32)
+    reals = tl.arange(0, 2 * N)[None, :]
+    offset = row[:, None] * (units * VEC) + reals
+    mask = (row < nr)[:, None] & (reals < 2 * nt)
     for u in range(users):
         if not DENOISED:
-            v = _level(prior, prior_value, prior_b, prior_u, b, u, PRIOR)
-            s = _level(sigma, sigma_value, sigma_b, sigma_u, b, u, SIGMA)
-            wide_w = v / (v + s * s)
+            wide_w, s = _denoiser(at_prior, at_sigma, b, u, PRIOR, SIGMA)
             w = wide_w.to(real)
         if not SCORE:
-            top = _level(above, above_value, above_b, above_u, b, u, ABOVE)
-            size = _level(zeta, zeta_value, zeta_b, zeta_u, b, u, ZETA)
-            effective = _level(score_var, var_value, var_b, var_u, b, u, SCORE_VAR)
-            delta = top * top - s * s
-            rho = (delta / (s * s)).to(real)
-            of_score = (delta * wide_w / effective).to(real)
-            variance = s * s * delta / (top * top)
-            if not DEFAULT_NEXT:
-                variance = _level(next_var, next_value, next_b, next_u, b, u, NEXT)
+            top = _level((above, above_value, above_b, above_u), b, u, ABOVE)
+            size = _level((zeta, zeta_value, zeta_b, zeta_u), b, u, ZETA).to(real)
+            effective = _level((score_var, var_value, var_b, var_u), b, u, SCORE_VAR)
+            delta, ratio = differences(s * s, top)
+            rho, of_score = ratio.to(real), (delta * wide_w / effective).to(real)
+            if DEFAULT_NEXT:
+                variance = between(s * s, top, delta)
+            else:
+                variance = _level((next_var, next_value, next_b, next_u), b, u, NEXT)
         here = state + u * blocks * tile
         at = u * blocks * rows_x
         x_re, x_im = planes(sample + here, row, nr, 0, units, VEC, R, N)
@@ -201,17 +251,13 @@ def kernel(
         if not DENOISED:
             h_re, h_im = x_re * w, x_im * w
         g_re, g_im = _scores(r_re, r_im, h_re, h_im, x + at, score_x + at, nt, slots, R, N, T)
-        reals = tl.arange(0, 2 * N)[None, :]
-        offset = row[:, None] * (units * VEC) + reals
-        mask = (row < nr)[:, None] & (reals < 2 * nt)
         if SCORE:
             tl.store(new_mean + here + offset, interleave(g_re, g_im, R, N), mask=mask)
         else:
-            a_re, a_im = planes(anchor + here, row, nr, 0, units, VEC, R, N)
-            m_re, m_im = planes(mean + here, row, nr, 0, units, VEC, R, N)
-            pull_re = tl.fma(of_score, g_re, tl.fma(rho, h_re - x_re, a_re - x_re))
-            pull_im = tl.fma(of_score, g_im, tl.fma(rho, h_im - x_im, a_im - x_im))
-            m_re, m_im = tl.fma(size.to(real), pull_re, m_re), tl.fma(size.to(real), pull_im, m_im)
+            m_re, m_im = _moved(
+                (x_re, x_im), (h_re, h_im), (g_re, g_im), mean + here, anchor + here, size, rho, of_score,
+                row, nr, units, VEC, R, N,
+            )  # fmt: skip
             new = interleave(m_re, m_im, R, N)
             if TABLE:  # in place: every thread has read the tile before any of it is overwritten
                 tl.debug_barrier()
@@ -219,15 +265,11 @@ def kernel(
                     tl.store(anchor + here + offset, new, mask=mask)
             tl.store(new_mean + here + offset, new, mask=mask)
             spread = tl.sqrt(variance).to(real)
-            if MODE == 1:
-                entry = ((u * blocks + k) * nr + row[:, None]) * nt + column
-                z_re, z_im = stream_normals(entry.to(tl.uint32), count, item, lane, k0, k1, real == tl.float64)
-                new = interleave(tl.fma(spread, z_re, m_re), tl.fma(spread, z_im, m_im), R, N)
-            if MODE == 2:
-                new = tl.fma(spread, tl.load(noise + here + offset, mask=mask, other=0.0), new)
-            tl.store(new_sample + here + offset, new, mask=mask)
+            entry = ((u * blocks + k) * nr + row) * nt
+            drawn = _drawn(m_re, m_im, spread, noise + here, offset, mask, entry, count, item, lane, k0, k1, MODE, R, N)
+            tl.store(new_sample + here + offset, drawn, mask=mask)
             if FLAG:
-                _note(flag, b, ((tl.abs(new) < float("inf")) == 0) & mask)
+                _note(flag, b, ((tl.abs(drawn) < float("inf")) == 0) & mask)
 
 
 def fits(nr: int, nt: int, slots: int) -> bool:

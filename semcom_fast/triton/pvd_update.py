@@ -19,6 +19,7 @@ from ._launch import (
     tiling,
     word,
 )
+from ._pvd_algebra import between, differences, pull
 from ._pvd_table import Prior, PvdTable, clamped, row_of, tell_level
 from ._waterfill import advance
 from .philox import counter_word, flag_rows, key, normals, over_lanes, tile
@@ -30,12 +31,6 @@ NO_DRAW, DRAW, EXPLICIT = 0, 1, 2
 def _level(pointer, stride_b, stride_g, b, g):
     """One level per row, in float64."""
     return tl.load(pointer + b.to(tl.int64) * stride_b + g.to(tl.int64) * stride_g).to(tl.float64)
-
-
-@triton.jit
-def _pull(anchor, x, denoised, score, rho, weight):
-    """(anchor - sample) + rho (denoised - sample) + weight score."""
-    return tl.fma(weight, score, tl.fma(rho, denoised - x, anchor - x))
 
 
 @triton.jit
@@ -125,8 +120,7 @@ def kernel(
     # Coefficients once per row, in float64; rounded once to the state's dtype.
     s2 = s * s
     if not TABLE:
-        delta = top * top - s2
-        ratio = delta / s2
+        delta, ratio = differences(s2, top)
     rho = over_lanes(ratio.to(real), ROWS)
     of_score = delta
     if WHITE:  # an i.i.d. Gaussian channel: w denoises the sample, and pulls the score back
@@ -134,13 +128,13 @@ def kernel(
         kept = over_lanes(shrink.to(real), ROWS)
         d = x * kept
     if DEFAULT_NEXT:
-        variance = s2 * delta / (top * top)
+        variance = between(s2, top, delta)
     if PROBE:
         variance = clamped(variance, s)
     if PROBE or not TABLE:
         root = tl.sqrt(variance)
     spread = over_lanes(_spread(root, MODE, COMPLEX).to(real), ROWS)
-    pull = _pull(a, x, d, grad, rho, over_lanes(_share(of_score, weight, TABLE).to(real), ROWS))
+    move = pull(a, x, d, grad, rho, over_lanes(_share(of_score, weight, TABLE).to(real), ROWS))
     if MANY:
         for n in range(1, samples):
             at = offset + n * (sample_stride * VEC)
@@ -151,9 +145,9 @@ def kernel(
             else:
                 d = tl.load(denoised + at, mask=mask)
             grad = tl.load(score + at, mask=mask)
-            pull += _pull(a, x, d, grad, rho, over_lanes(_share(of_score, weight, TABLE).to(real), ROWS))
-        pull = pull / samples.to(real)
-    new = tl.fma(over_lanes(step_size.to(real), ROWS), pull, old)
+            move += pull(a, x, d, grad, rho, over_lanes(_share(of_score, weight, TABLE).to(real), ROWS))
+        move = move / samples.to(real)
+    new = tl.fma(over_lanes(step_size.to(real), ROWS), move, old)
     if not PROBE:
         tl.store(new_mean + offset, new, mask=mask)
     if TABLE and not PROBE:
