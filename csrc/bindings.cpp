@@ -322,9 +322,9 @@ void bind_cuda(py::module_& m) {
     sf::cuda::rzf_precode_vjp(a, out(scratch), device, out(stream));
   });
   m.def("cuda_lmmse_equalise",
-        [](const rzf_flags& flags, const sizes7& n, uintptr_t h, uintptr_t y, uintptr_t noise_var, uintptr_t s_hat,
-           uintptr_t noise_eff, uintptr_t info, uintptr_t scratch, int device, uintptr_t stream) {
-          sf::rzf_args a = rzf(flags, n, 0, h, y, noise_var);
+        [](const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t y, uintptr_t noise_var,
+           uintptr_t s_hat, uintptr_t noise_eff, uintptr_t info, uintptr_t scratch, int device, uintptr_t stream) {
+          sf::rzf_args a = rzf(flags, n, scale, h, y, noise_var);
           a.out_x = out(s_hat), a.out_noise = out(noise_eff), a.info = static_cast<int32_t*>(out(info));
           sf::cuda::lmmse_equalise(a, out(scratch), device, out(stream));
         });
@@ -352,6 +352,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("cuda_built") = true;
   m.attr("cuda_archs") = SF_CUDA_ARCHS;
   m.def("cuda_device_count", &sf::cuda::device_count);
+  m.def("cuda_runs_on", &sf::cuda::runs_on);
   bind_cuda(m);
 #else
   m.attr("cuda_built") = false;

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from sf_testing import draw
 
 import semcom_fast as sf
 from semcom_fast import _backend, _native
+from semcom_fast.ops import _levels
 
 ROOT = Path(sf.__file__).parent.parent
 RUN = "import torch, semcom_fast as sf; h = torch.ones(1,1,1,2,2)+0j; "
@@ -193,6 +196,55 @@ def test_forced_backend_holds_in_the_loop():
     )
     with sf.use_backend("cuda"), pytest.raises(sf.BackendUnavailable):
         pvd.run(draw(1, 1, 2, 2, dtype=torch.complex64), 0.1)
+
+
+def test_forced_backend_holds_in_backward_passes(monkeypatch):
+    """Autograd runs those of CUDA tensors in a thread of its own, where the caller's context is not known."""
+    h, x = draw(1, 1, 1, 2, 2), draw(1, 1, 1, 2, 3).requires_grad_()
+    asked = []
+    with sf.use_backend("reference"):
+        loss = sf.blockdiag_apply(h, x).abs().sum()
+    select = _backend.select
+    monkeypatch.setattr(_backend, "select", lambda *args: asked.append(select(*args)) or asked[-1])
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert x.grad is not None and asked == ["reference"]
+
+
+@pytest.mark.parametrize(
+    "built, usable, runs, message",
+    [
+        (False, False, False, "built without CUDA kernels"),
+        (True, False, False, "runtime sees no usable device"),
+        (True, True, False, "built for 80;90 and cuda:0 is another architecture"),
+        (True, True, True, None),
+    ],
+)
+def test_why_cuda_kernels_are_not_used(built, usable, runs, message, monkeypatch):
+    monkeypatch.setattr(_native, "core", SimpleNamespace(cuda_archs="80;90"))
+    monkeypatch.setattr(_native, "cuda_built", lambda: built)
+    monkeypatch.setattr(_native, "cuda_usable", lambda: usable)
+    monkeypatch.setattr(_native, "cuda_runs_on", lambda index: runs)
+    device, homes = torch.device("cuda", 0), ("cpu", "cuda")
+    if message is None:
+        assert _backend.select("blockdiag_apply", homes, device) == "cuda"
+        return
+    monkeypatch.setattr(_backend, "_warned", set())
+    with pytest.warns(UserWarning, match=message):
+        assert _backend.select("blockdiag_apply", homes, device) == "reference"
+    with sf.use_backend("cuda"), pytest.raises(sf.BackendUnavailable, match=message):
+        _backend.select("blockdiag_apply", homes, device)
+
+
+def test_numbers_in_host_memory_travel_with_the_launch():
+    """A 0-d tensor on the CPU beside data on a GPU: copying it would make the host wait, and no capture allows it."""
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    level = torch.tensor(0.25)
+    assert _levels.off_host(level, gpu) == 0.25 and isinstance(_levels.off_host(level, gpu), float)
+    assert _levels.off_host(level, cpu) is level
+    for kept in (torch.ones(1), torch.tensor(0.25, requires_grad=True), 0.25):
+        assert _levels.off_host(kept, gpu) is kept
 
 
 def test_environment_backend():

@@ -53,9 +53,16 @@ def _why_unusable(name: str, op: str, homes: tuple[str, ...], device: torch.devi
         return "semcom_fast was built without CUDA kernels; install nvcc and reinstall with SEMCOM_CUDA=ON"
     if name == "cuda" and not _native.cuda_usable():
         return "the CUDA kernels were built but their runtime sees no usable device (driver too old or absent?)"
+    if name == "cuda" and device.index is not None and not _native.cuda_runs_on(device.index):
+        return f"the CUDA kernels were built for {_native.core.cuda_archs} and {device} is another architecture"
     if name == "triton" and _native.triton_version() is None:
         return "triton is not installed: pip install -c constraints.txt 'semcom-fast[triton]'"
     return None
+
+
+def forced() -> str | None:
+    """What `use_backend` asks for here: the context of this thread, which others do not see."""
+    return _forced.get()
 
 
 def unforced() -> bool:

@@ -44,6 +44,11 @@ def kernel(name: str) -> Callable[..., Any]:
     return getattr(require_core(), name)
 
 
+def stream_of(device: torch.device) -> tuple[int, int]:
+    """A CUDA device's index and the handle of torch's current stream on it: the last arguments of every launch."""
+    return device.index, torch._C._cuda_getCurrentRawStream(device.index)
+
+
 def cuda_built() -> bool:
     """True when the extension holds CUDA kernels."""
     return core is not None and bool(core.cuda_built)
@@ -54,6 +59,13 @@ def cuda_usable() -> bool:
     return cuda_built() and torch.cuda.is_available() and core.cuda_device_count() > 0
 
 
+@functools.cache
+def cuda_runs_on(index: int) -> bool:
+    """True when the extension holds machine code for this device, or code that its driver can compile for it."""
+    return cuda_usable() and bool(core.cuda_runs_on(index))
+
+
+@functools.cache
 def triton_version() -> str | None:
     """The installed Triton's version without importing it."""
     from importlib.metadata import PackageNotFoundError, version

@@ -85,7 +85,7 @@ struct channels {
         pinv(a.pinv),
         refuse_zero(a.refuse_zero),
         by_chunks(chunks),
-        by_run(a.alpha_run) {
+        by_run(a.n <= 0x7fffffff ? a.alpha_run : 1) {  // else `reg` divides in 64 bits
     units = a.items * chunks;
   }
 

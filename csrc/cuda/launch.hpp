@@ -5,7 +5,8 @@
 #include "../common/kernels.hpp"
 
 namespace sf::cuda {
-int device_count();  // 0 when no usable driver
+int device_count();        // 0 when no usable driver
+bool runs_on(int device);  // whether this build holds machine code for it, or PTX that its driver compiles
 void blockdiag_apply(const block_args& a, int device, void* stream);
 void blockdiag_adjoint(const block_args& a, int device, void* stream);
 // energy [B], probe_x [B,U], probe_y [B] in the real dtype; a.energies is the [B,K,2+U] scratch

@@ -11,4 +11,13 @@ void likelihood_score(const block_args& a, void* energy, void* probe_x, void* pr
   plan_energy_sum(a, energy, probe_x, probe_y, run);
 }
 
+// All kernels are compiled for the same architectures: the smallest one stands for them.
+bool runs_on(int device) {
+  const on_device guard(device, "runs_on");
+  cudaFuncAttributes found;
+  const bool ok = cudaFuncGetAttributes(&found, run_body<energy_sum<float>>) == cudaSuccess;
+  cudaGetLastError();  // clears it: another architecture is not an error here
+  return ok;
+}
+
 }  // namespace sf::cuda

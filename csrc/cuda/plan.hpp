@@ -135,6 +135,8 @@ void staged_on(const block_args& a, const Run& run) {
 template <class T, int MT, int CT, class Run>
 void adjoint_on(const block_args& a, const Run& run) {
   const int32_t streams = ceil_div(int32_t(a.u * a.nt), MT), cols = int32_t(a.t / CT);
+  if (int64_t(streams) * cols > max_grid)
+    throw std::runtime_error("blockdiag_adjoint: a block has more than 2^31 tiles");
   const split s = split_tiles(int64_t(streams) * cols, 128);
   run_body_on(run, adjoint_tiles<T, MT, CT>{blocks<T>(a), tile_grid(s, streams, cols)}, shape(s, a.b * a.k, 0));
 }

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._native import kernel
 from . import _checks
 from ._checks import plain
@@ -49,7 +50,7 @@ def is_double(t: Tensor) -> bool:
 def launch(op: str, cuda: bool, device: torch.device, *args) -> None:
     """Call the CPU kernel and raise at its non-finite flag, or enqueue the CUDA kernel on torch's current stream."""
     if cuda:
-        kernel(f"cuda_{op}")(*args, device.index, torch._C._cuda_getCurrentRawStream(device.index))
+        kernel(f"cuda_{op}")(*args, *_native.stream_of(device))
         return
     bad = kernel(f"cpu_{op}")(*args)
     if bad >= 0:

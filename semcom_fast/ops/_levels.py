@@ -19,6 +19,15 @@ def plain_number(level: Level | None) -> Level | None:
     return float(level) if level is not None and is_number(level) else level
 
 
+def off_host(level: Level, device: torch.device) -> Level:
+    """A 0-d tensor in host memory as a number where the data are elsewhere: it travels with the launch, and a copy would
+    wait. Tensors that are traced or want a gradient stay tensors."""
+    if not isinstance(level, Tensor) or level.ndim or not level.is_cpu or device.type in ("cpu", "meta"):
+        return level
+    plain = not level.requires_grad and not level.is_complex() and _checks.readable(level)
+    return float(level) if plain else level
+
+
 def check(op: str, name: str, level: Level | None, lead: tuple[int, ...], device: torch.device) -> None:
     """A level tensor is real, on the state's device, and every dim is 1 or matches the leading dims of the state."""
     if level is None or is_number(level):
@@ -69,6 +78,7 @@ def cpu_level(level: Level, sample_axis: bool, keep: list[Tensor]) -> float | tu
 
 def device_level(level: Level, sample_axis: bool, device: torch.device) -> tuple[Tensor, int, int, int]:
     """(tensor, strides over sample, item, group) for a GPU kernel; a number is filled on the device, without a copy."""
+    level = off_host(level, device)
     if is_number(level):
         return torch.full((), float(level), dtype=torch.float64, device=device), 0, 0, 0
     assert isinstance(level, Tensor)
@@ -85,10 +95,17 @@ def as_tensor(level: Level | None, device: torch.device) -> Tensor | None:
 
 def int_tensor(value: int | Tensor | None, device: torch.device) -> Tensor | None:
     """seed and step of the traced op: 64-bit patterns in int64."""
-    if value is None or isinstance(value, Tensor):
-        return value
-    wrapped = (int(value) + 2**63) % 2**64 - 2**63
-    return torch.full((), wrapped, dtype=torch.int64, device=device)
+    return value if value is None or isinstance(value, Tensor) else seed_cell(value, device)
+
+
+def wrapped(value: int) -> int:
+    """The number that int64 holds for the 64 bits of a seed."""
+    return (int(value) + 2**63) % 2**64 - 2**63
+
+
+def seed_cell(value: int, device: torch.device) -> Tensor:
+    """A 0-d int64 with the 64 bits of a seed, filled on the device."""
+    return torch.full((), wrapped(value), dtype=torch.int64, device=device)
 
 
 def to_int(value: int | Tensor | None) -> int:

@@ -7,6 +7,7 @@ the same kernel, backward and jvp.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,7 @@ _modes_active = torch._C._len_torch_dispatch_stack
 def _save(ctx: Any, args: Sequence[Any], out: Any) -> None:
     outs = out if isinstance(out, tuple) else (out,)
     tensors = [a for a in (*args, *outs) if isinstance(a, Tensor)]
-    ctx.n_args = len(args)
+    ctx.n_args, ctx.backend = len(args), _backend.forced()
     ctx.rest = [None if isinstance(a, Tensor) else (a,) for a in (*args, *outs)]
     ctx.save_for_backward(*tensors)
     if hasattr(ctx, "save_for_forward"):
@@ -124,7 +125,9 @@ class Op:
     def _backward_entry(self, ctx: Any, *grads: Any) -> Any:
         args, outs = _restore(ctx)
         assert self._backward is not None
-        return tuple(self._backward(ctx.needs_input_grad, args, outs, grads))
+        # of CUDA tensors it runs in autograd's own thread, where the caller's `use_backend` is not known
+        with nullcontext() if ctx.backend is None else _backend.use_backend(ctx.backend):
+            return tuple(self._backward(ctx.needs_input_grad, args, outs, grads))
 
     def _by_rows(self, args: Sequence[Any], mapped: Sequence[bool], size: int) -> Any:
         outs = [self(*(a[i] if m else a for a, m in zip(args, mapped, strict=True))) for i in range(size)]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._native import kernel
 from ..errors import SingularChannelError
 from ..reference.levels import Level
@@ -60,7 +61,7 @@ def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, own: torch.Si
 
     `lead` are the caller's leading dims; alpha is constant over those that `own` lacks.
     """
-    real = _checks.real_dtype(like)
+    real, alpha = _checks.real_dtype(like), _levels.off_host(alpha, like.device)
     if _levels.is_number(alpha):
         if not 0 <= alpha <= torch.finfo(real).max:
             raise ValueError(f"{op}: {name} must be finite and >= 0 in {real}, got {alpha}")
@@ -199,15 +200,11 @@ def flags(h: Tensor, rows: bool, m_form: bool, pinv: bool, refuse: bool) -> tupl
     return h.dtype is torch.complex128, rows, m_form, pinv, refuse
 
 
-def stream_of(device: torch.device) -> tuple[int, int]:
-    return device.index, torch._C._cuda_getCurrentRawStream(device.index)
-
-
 def launch(op: str, backend: str, device: torch.device, mode: int, problem: tuple[Any, ...], *addresses: int) -> None:
     """Call the CPU kernel and raise at its flags, or enqueue the CUDA kernel on torch's current stream."""
     if backend == "cuda":
         scratch = torch.empty(kernel("cuda_rzf_scratch")(op, *problem), dtype=torch.uint8, device=device)
-        kernel(f"cuda_{op}")(*problem, *addresses, scratch.data_ptr(), *stream_of(device))
+        kernel(f"cuda_{op}")(*problem, *addresses, scratch.data_ptr(), *_native.stream_of(device))
         return
     count, singular, spoilt = kernel(f"cpu_{op}")(*problem, *addresses)
     if count == 0 or mode == FLAG:

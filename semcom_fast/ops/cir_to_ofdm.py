@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import _native, reference
 from .._native import require_core
-from . import _checks, _regularised
+from . import _checks
 from ._arrays import array_function
 from ._register import Op
 
@@ -47,7 +47,7 @@ def _offsets(t: Tensor, plan: _Plan, count: int) -> Tensor:
     return at.reshape(-1)
 
 
-def _native(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, frequency_dim: int) -> Tensor:
+def _launch(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, frequency_dim: int) -> Tensor:
     plan = _plan(gains, delays)
     f, p = frequencies.shape[0], gains.shape[-1]
     shape = list(plan.lead)
@@ -74,7 +74,7 @@ def _native(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, fr
         h.data_ptr(),
     )
     if backend == "cuda":
-        require_core().cuda_cir_to_ofdm(*args, *_regularised.stream_of(h.device))
+        require_core().cuda_cir_to_ofdm(*args, *_native.stream_of(h.device))
         return h
     bad = require_core().cpu_cir_to_ofdm(*args)
     if bad >= 0 and not _checks.tolerating_non_finite():
@@ -134,8 +134,8 @@ _op = Op(
     _NAME,
     "(Tensor gains, Tensor delays, Tensor frequencies, int frequency_dim) -> Tensor",
     kernels={
-        "cpu": lambda *args: _native("cpu", *args),
-        "cuda": lambda *args: _native("cuda", *args),
+        "cpu": lambda *args: _launch("cpu", *args),
+        "cuda": lambda *args: _launch("cuda", *args),
         "reference": _reference,
     },
     fake=_fake,

@@ -157,6 +157,7 @@ _op = Op(
 
 def _noise_levels(noise_var: Level, y: Tensor, lead: torch.Size) -> Tensor | None:
     """None for the number 1, else a real [1] or [B] tensor; leading dims of a tensor align from the left."""
+    noise_var = _levels.off_host(noise_var, y.device)
     if isinstance(noise_var, (int, float)):
         _checks.positive_level(_NAME, "noise_var", noise_var)
         return None if noise_var == 1 else torch.full((1,), noise_var, dtype=_checks.real_dtype(y), device=y.device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import _native, reference
 from .._native import kernel
 from . import _checks
 from ._arrays import array_function
@@ -94,10 +94,8 @@ def _launch(double: bool, a: tuple, b: tuple, shape: tuple[int, ...], cuda: bool
     x, conj, flip = a
     # new_empty would carry out a lazy conjugate first
     out = x.new_empty(*shape) if conj == flip else torch.empty(*shape, dtype=x.dtype, device=x.device)
-    call, where = kernel("cuda_mimo_matmul" if cuda else "cpu_mimo_matmul"), list[int]()
-    if cuda:
-        device = out.device.index
-        where = [device, torch._C._cuda_getCurrentRawStream(device)]
+    call = kernel("cuda_mimo_matmul" if cuda else "cpu_mimo_matmul")
+    where = _native.stream_of(out.device) if cuda else ()
     while True:
         (x, conj_x, flip_x), (y, conj_y, flip_y) = a, b
         of_a = (x.data_ptr(), x.shape, x.stride(), conj_x, flip_x)

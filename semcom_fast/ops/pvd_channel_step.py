@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import _native, reference
 from .._native import require_core
 from ..reference import PVDChannelStep
 from ..reference.levels import Level, align_left
@@ -96,7 +96,8 @@ def _in_three_ops(y, x, mean, anchor, sample, probe, noise, *rest) -> Outputs:
     weight = v / (v + sigma * sigma)
     weight = weight.to(_checks.real_dtype(mean)) if isinstance(weight, Tensor) else weight
     h0 = sample * weight
-    score_h, *scored = OPS["likelihood_score"].kernels["cuda" if mean.is_cuda else "cpu"](y, h0, x, None, probe)
+    home = "cpu" if not mean.is_cuda else "cuda" if _native.cuda_runs_on(mean.device.index) else "reference"
+    score_h, *scored = OPS["likelihood_score"].kernels[home](y, h0, x, None, probe)
     update = OPS["pvd_update"].kernels["triton"]
     moved = update(mean, anchor, sample, h0, score_h * weight, noise, *levels, seed, step, stream, first_item)
     return *moved, *scored
