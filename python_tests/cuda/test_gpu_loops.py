@@ -86,14 +86,17 @@ def test_waterfill_captured(device, preset, fading, recwarn):
 
 
 # ---- the mixture of experts ----
+class _Expert:
+    def __init__(self, power, bar):
+        self.gain = [math.sqrt(1 - a) / (a * power + 1 - a) for a in bar]
+
+    def __call__(self, h, t):
+        return self.gain[t] * h
+
+
 def _experts(steps: int) -> list:
-    bar = sf.VBMoEConfig(steps=steps).tables().alpha_bar
-
-    def expert(power):
-        gain = [math.sqrt(1 - a) / (a * power + 1 - a) for a in bar.tolist()]
-        return lambda h, t: gain[t] * h
-
-    return [expert(v) for v in (0.3, 1.0, 2.5)]
+    bar = sf.VBMoEConfig(steps=steps).tables().alpha_bar.tolist()
+    return [_Expert(v, bar) for v in (0.3, 1.0, 2.5)]
 
 
 def _vb(device: str, steps: int = 10, dtype=torch.complex128, **config):

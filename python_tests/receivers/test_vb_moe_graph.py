@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from white_experts import SMALL, Bank, T, White, experts, received, same
+from white_experts import POWERS, SMALL, Bank, Still, T, experts, received, same
 
 import semcom_fast as sf
 from semcom_fast.receivers import graph as cuda_graph
@@ -33,8 +33,10 @@ def stand_ins(monkeypatch):
     recorded = []
 
     def make(config, made=None):
-        v = sf.VBMoE(made or experts(), config)
-        v.replays = cuda_graph.Replays(recorder=lambda update: recorded.append(update) or update)
+        v = sf.VBMoE(made or [Still(v) for v in POWERS], config)
+        v.replays = cuda_graph.Replays(
+            recorder=lambda update: recorded.append(update) or update, first=lambda update: None
+        )
         return v
 
     return make, recorded
@@ -50,14 +52,14 @@ def test_replayed_runs_equal_plain_ones(preset, snr_db, stand_ins):
         y, p, noise_var, _ = received(6, snr_db=snr_db, seed=seed)
         got, want = v.run(y, p, noise_var, seed=seed), plain.run(y, p, noise_var, seed=seed)
         assert torch.equal(got.iterations, want.iterations) and torch.equal(got.calls, want.calls)
-        assert float((got.h - want.h).abs().max()) < 1e-5
+        assert torch.equal(got.h, want.h) and torch.equal(got.responsibilities, want.responsibilities)
     assert recorded
 
 
 def test_a_chain_is_recorded_at_its_second_use(stand_ins):
     make, recorded = stand_ins
     y, p, noise_var, _ = received()
-    v = make(sf.VBMoEConfig(graph=True, **SMALL), [White(1.0)])
+    v = make(sf.VBMoEConfig(graph=True, **SMALL), [Still(1.0)])
     counts = []
     for _ in range(4):
         v.run(y, p, noise_var)
@@ -68,9 +70,45 @@ def test_a_chain_is_recorded_at_its_second_use(stand_ins):
     assert len(recorded) == 2  # another batch is another graph
 
 
+def test_other_experts_are_recorded_again(stand_ins):
+    """A graph holds addresses and branches of the experts it went through."""
+    make, recorded = stand_ins
+    y, p, noise_var, _ = received()
+    expert = Still(1.0)
+    v = make(sf.VBMoEConfig(graph=True, **SMALL), [expert])
+    counts = []
+    for change in (None, None, "moved", None, "half", None):
+        if change == "moved":
+            expert.gain = expert.gain.copy() * 0.5
+        if change == "half":
+            expert.name = "other"
+        want = sf.VBMoE([expert], sf.VBMoEConfig(**SMALL)).run(y, p, noise_var)
+        assert torch.equal(v.run(y, p, noise_var).h, want.h)
+        counts.append(len(recorded))
+    assert counts == [0, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("why", ["a function", "autocast"])
+def test_graphs_of_one_run_alone(why, stand_ins):
+    """Functions may read anything, and autocast frees its casts of weights: nothing is kept for the next run."""
+    make, _ = stand_ins
+    y, p, noise_var, _ = received()
+    still = [Still(v) for v in POWERS]
+    v = make(
+        sf.VBMoEConfig(graph=True, **SMALL),
+        [lambda h, t, e=e: e(h, t) for e in still] if why == "a function" else still,
+    )
+    with torch.autocast("cpu", enabled=why == "autocast"):
+        for _ in range(3):
+            assert same(v.run(y, p, noise_var), sf.VBMoE(still, sf.VBMoEConfig(**SMALL)).run(y, p, noise_var))
+    assert not v.replays.kept
+
+
 def test_kept_graphs_are_limited():
     made = []
-    replays = cuda_graph.Replays(limit=2, recorder=lambda update: made.append(update) or update)
+    replays = cuda_graph.Replays(
+        limit=2, recorder=lambda update: made.append(update) or update, first=lambda update: None
+    )
     x = torch.ones(3)
     for key in ("a", "a", "b", "b", "c", "c", "b"):
         assert torch.equal(replays(key, lambda t: (2 * t,), [x])[0], 2 * x)

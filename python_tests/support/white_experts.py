@@ -24,6 +24,13 @@ class White:
         return self.what(eps) if self.at == t else eps
 
 
+class Still(White):
+    """One that keeps no count: a graph through it is good for the next run."""
+
+    def __call__(self, h_t, t):
+        return self.gain[t] * h_t
+
+
 class Bank:
     """The experts together, noting how they were called."""
 

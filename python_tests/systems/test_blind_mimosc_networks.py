@@ -168,6 +168,16 @@ def _small_mixture() -> tuple[GaussianMixturePrior, tuple[torch.Tensor, ...]]:
     return GaussianMixturePrior(*given), given
 
 
+def test_mixture_keeps_its_tables_where_the_data_are():
+    """A copy in every call would make a GPU's host wait, and no graph could be captured through it."""
+    prior, _ = _small_mixture()
+    for dtype in (torch.float32, torch.float64):
+        x = draw(2, 5, dtype=dtype)
+        first = prior._like(x)
+        assert all(t.dtype is dtype for t in first)
+        assert all(a is b for a, b in zip(first, prior._like(x), strict=True))
+
+
 @pytest.mark.parametrize("sigma", [0.05, 0.7, 20.0])
 def test_mixture_is_tweedie_of_its_own_density(sigma):
     """mean = x + sigma^2 grad ln p_sigma and var = sigma^2 + sigma^4 Laplacian/n, both by autograd of the density."""

@@ -6,6 +6,7 @@ the Philox step) is read from device tables at a counter on the device, which th
 else has a fixed address.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,17 +48,24 @@ def why_not(f: Tensor, watched: bool) -> str | None:
     return None if backend == "triton" else f"the {backend} backend is selected and only the triton kernels read tables"
 
 
+@functools.cache
+def _side(device: int) -> torch.cuda.Stream:
+    """Where captures and their warm-ups run: one stream a device. Torch's own default is on whichever device captured
+    first, and a new one each time would leave a workspace of cuBLAS behind with every capture."""
+    return torch.cuda.Stream(device)
+
+
 def record(update: Callable[[], None]) -> Callable[[], None]:
     """Capture `update`, which has run before (so that nothing is compiled or first set up now); returns its replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=_side(torch.cuda.current_device())):
         update()
     return graph.replay
 
 
 def warm_up(update: Callable[[], None]) -> None:
     """Run `update` once beside the current stream, as a capture wants it."""
-    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    here, side = torch.cuda.current_stream(), _side(torch.cuda.current_device())
     side.wait_stream(here)
     with torch.cuda.stream(side):
         update()
@@ -91,6 +99,7 @@ class StepGraph:
         self.state = fading.state(self.g).clone() if run.fading and run.config.authors_step else self.g
         self.level = run.levels[0].clone()
         self.counter = torch.zeros(2, dtype=torch.int64, device=run.f.device)
+        self.recorded: Callable[[], None] = self._update  # the graph, which must outlive the replays under way
         self.previous = torch.zeros_like(run.f) if run.config.solver == "dpmpp2m" else None
         self.noise = self._noise_table()
 
@@ -132,10 +141,11 @@ class StepGraph:
         device = self.run.f.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.first(self._update)
-            replay = self.recorder(self._update) if self.run.updates > 1 else self._update
+            if self.run.updates > 1:
+                self.recorded = self.recorder(self._update)
             for k in range(self.run.updates):
                 if k:
-                    replay()
+                    self.recorded()
                 if tick is not None:
                     tick()
         self.fading.f = self.state
@@ -153,16 +163,24 @@ def why_not_chain(state: Tensor) -> str | None:
 
 
 class _Replay:
-    """One function of tensors on static inputs, recorded."""
+    """One function of tensors on static inputs, recorded; keeps alive what else the function reads."""
 
-    def __init__(self, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], recorder: Callable) -> None:
+    def __init__(
+        self,
+        body: Callable[..., tuple[Tensor, ...]],
+        inputs: Sequence[Tensor],
+        owner: "Replays",
+        held: Sequence[Tensor],
+    ) -> None:
+        self.held = held
         self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in inputs]
         self.out: tuple[Tensor, ...] = ()
 
         def update() -> None:
             self.out = body(*self.inputs)
 
-        self.replay = recorder(update)
+        owner.first(update)  # other addresses than the first use had: other variants of kernels, other workspaces
+        self.replay = owner.recorder(update)
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for static, given in zip(self.inputs, inputs, strict=True):
@@ -174,22 +192,32 @@ class _Replay:
 class Replays:
     """Functions of tensors as CUDA graphs: recorded at the second use of a key, replayed from then on.
 
-    The first use runs as it is, which readies everything a capture must not set up and spares what comes only once. A
-    graph holds addresses of whatever else its body reads (networks, tables): keep those where they are.
+    The first use runs as it is, which spares a capture for what comes only once. A graph holds the addresses of whatever
+    else its body reads (networks, tables): the key must tell when those change.
 
     Args:
         limit: graphs kept; the one unused for longest goes first.
-        recorder: the capture; a machine without a GPU can pass one that returns its argument.
+        recorder, first: the capture, and what runs before it; a machine without a GPU can pass stand-ins (one that
+            returns its argument, a plain call).
     """
 
-    def __init__(self, limit: int = 32, recorder: Callable[[Callable[[], None]], Callable[[], None]] = record) -> None:
-        self.limit, self.recorder = limit, recorder
+    def __init__(
+        self,
+        limit: int = 32,
+        recorder: Callable[[Callable[[], None]], Callable[[], None]] = record,
+        first: Callable[[Callable[[], None]], None] = warm_up,
+    ) -> None:
+        self.limit, self.recorder, self.first = limit, recorder, first
         self.kept: dict[Any, _Replay | None] = {}
 
+    def alike(self) -> "Replays":
+        """Another one, empty."""
+        return Replays(self.limit, self.recorder, self.first)
+
     def __call__(
-        self, key: Any, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
+        self, key: Any, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], held: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
-        """body(*inputs), where body depends on nothing but `key` and the inputs."""
+        """body(*inputs), where body depends on nothing but `key` and the inputs; `held` is what else it reads."""
         key = (key, tuple((t.shape, t.dtype, t.device) for t in inputs))
         device = inputs[0].device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -198,7 +226,7 @@ class Replays:
                 return body(*inputs)
             found = self.kept.pop(key)
             if found is None:
-                found = _Replay(body, inputs, self.recorder)
+                found = _Replay(body, inputs, self, held)
             self._keep(key, found)
             return found(inputs)
 

@@ -5,10 +5,25 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type)
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    type,
+    range,
+    torch.dtype,
+    torch.device,
+    torch.memory_format,
+)
+_SMALL = 65536  # bytes of a NumPy array that are compared each time
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
 
@@ -24,17 +39,23 @@ class _Walk:
     def visit(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self.tensors.append(value)
-            self.key.append((value.data_ptr(), value.shape, value.dtype, value.device, value.requires_grad))
+            view = value.shape, value.stride(), value.is_conj(), value.is_neg()
+            self.key.append((value.data_ptr(), *view, value.dtype, value.device, value.requires_grad))
         elif isinstance(value, _PLAIN):
             self.key.append(value)
         elif isinstance(value, (dict, list, tuple)):
             self.key.append(len(value))
             for part in value.values() if isinstance(value, dict) else value:
                 self.visit(part)
-        elif id(value) not in self.seen:
-            self.seen.add(id(value))
+        elif isinstance(value, (set, frozenset)) and all(isinstance(part, _PLAIN) for part in value):
+            self.key.append(frozenset(value))
+        elif isinstance(value, (np.ndarray, np.generic)) and value.nbytes <= _SMALL and value.dtype != object:
+            self.key.append((value.shape, value.dtype.str, value.tobytes()))
+        else:
             self.key.append(id(value))
-            self._inside(value)
+            if id(value) not in self.seen:
+                self.seen.add(id(value))
+                self._inside(value)
 
     def _inside(self, value: Any) -> None:
         if isinstance(value, types.MethodType):
@@ -45,6 +66,7 @@ class _Walk:
         elif isinstance(value, torch.nn.Module) and hasattr(value, "_orig_mod"):  # compiled
             self.visit(value._orig_mod)
         else:
+            self.hidden = self.hidden or not hasattr(value, "__dict__")  # large arrays, slots, containers of C
             for part in getattr(value, "__dict__", {}).values():
                 self.visit(part)
 
@@ -58,3 +80,9 @@ def identity(networks: Iterable[Any]) -> tuple[tuple[Any, ...], list[Tensor]] | 
             return None
         walk.visit(network)
     return None if walk.hidden else (tuple(walk.key), walk.tensors)
+
+
+def precision() -> tuple[str, str]:
+    """What decides the arithmetic of float32 products and convolutions on a GPU; a graph keeps that of its capture."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return torch.backends.cuda.matmul.fp32_precision, convolutions.fp32_precision

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .. import _backend
 from ..ops._blocks import plain
+from ..ops._levels import wrapped
 from ..ops._register import OPS
 from .graph import record, warm_up
-from .graph_identity import identity
+from .graph_identity import identity, precision
 from .pvd_config import PVDConfig
 from .pvd_run import SAMPLE_STRIDE, STREAM_PROBE, Run, State
 from .pvd_tables import next_variances
@@ -272,7 +273,7 @@ def _set(cell: Tensor, value: float | Tensor) -> None:
     if isinstance(value, Tensor):
         cell.copy_(value)
     else:
-        cell.fill_(value if cell.is_floating_point() else (value + 2**63) % 2**64 - 2**63)
+        cell.fill_(value if cell.is_floating_point() else wrapped(value))  # type: ignore[arg-type]
 
 
 def _real(t: Tensor) -> Tensor:
@@ -295,8 +296,7 @@ class PVDGraphs:
         if known is None or torch.is_autocast_enabled(run.y.device.type):
             return self.make(run)
         per_item = isinstance(run.noise_var, Tensor) and run.noise_var.numel() > 1
-        precision = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        key = (run.config, run.y.shape, run.y.dtype, run.y.device, per_item, precision, known[0])
+        key = (run.config, run.y.shape, run.y.dtype, run.y.device, per_item, precision(), known[0])
         graph = self.kept.pop(key, None) or self.make(run)
         graph.held = known[1]
         self.kept[key] = graph

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ..errors import require_extra
 from ..ops._checks import tolerate_non_finite
+from ..ops._levels import seed_cell
 from ..ops.dirichlet_responsibilities import dirichlet_responsibilities
 from ..reference import PilotSVD
 from . import graph as cuda_graph
+from .graph_identity import identity, precision
 from .vb_moe_chain import Chain, ChainInputs, chains, explain, first_chain, pruned, run_chain
 from .vb_moe_config import VBMoEConfig
-from .vb_moe_evidence import BLOCK_CPU, BLOCK_GPU, EvidenceInputs, block_inputs, check_evidence, draws, evidence
+from .vb_moe_evidence import BLOCK_CPU, BLOCK_GPU, EvidenceInputs, block_inputs, check_evidence, evidence
 from .vb_moe_experts import Expert, ExpertBank, Experts, non_finite_row
 from .vb_moe_run import Run, Schedules, prepare
 
@@ -131,8 +133,8 @@ class _Outer:
         self.iterations = np.zeros(rows, dtype=np.int64)
         self.calls = np.zeros(count, dtype=np.int64)
         self.last: tuple[np.ndarray, np.ndarray] | None = None  # weights and experts of the chain behind each h
+        self.who: tuple[Any, Sequence[Tensor]] = None, ()  # of the experts: what graphs take for granted, and read
         self.replays = self._graphs()
-        self.noise = draws(run) if self.replays is not None and count > 1 else None
 
     def _graphs(self) -> cuda_graph.Replays | None:
         if not self.config.graph:
@@ -141,7 +143,18 @@ class _Outer:
         if why_not is not None:
             warnings.warn(f"VBMoE: no CUDA graph, because {why_not}; running without", stacklevel=4)
             return None
+        experts = self.experts.members if self.experts.bank is None else [self.experts.bank]
+        known = identity(experts)
+        # autocast drops its casts of weights on leaving, so that graphs would outlive them
+        if known is None or torch.is_autocast_enabled(self.run.start.device.type):
+            return self.owner.replays.alike()
+        self.who = (known[0], precision()), known[1]
         return self.owner.replays
+
+    def _replayed(self, what: Any, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Any:
+        """body(*inputs) as a graph, of these experts as they are."""
+        assert self.replays is not None
+        return self.replays((what, self.who[0]), body, inputs, self.who[1])
 
     def result(self) -> VBMoEResult:
         """Where things stand."""
@@ -252,7 +265,7 @@ class _Outer:
             def body(*tensors: Tensor) -> tuple[Tensor, ...]:
                 return (run_chain(tables, experts, plan, ChainInputs.of(tensors)),)
 
-            h = self.replays(plan, body, chain.inputs.tensors())[0]
+            h = self._replayed(plan, body, chain.inputs.tensors())[0]
             if tick is not None:
                 tick(steps)
         if non_finite_row(h) is not None:
@@ -271,7 +284,7 @@ class _Outer:
                 if not fresh[lo:hi].any():
                     continue
                 index = torch.from_numpy(np.flatnonzero(fresh[lo:hi])).to(h.device)
-            inputs = block_inputs(run, h, lo, hi, index, self.noise)
+            inputs = block_inputs(run, h, lo, hi, index)
             likelihood, data, eps = self._block_evidence(tuple(chosen), inputs, run.first_item + lo)
             found[0, lo:hi], found[1, lo:hi] = likelihood, data
             self.calls[list(chosen)] += (hi - lo if index is None else index.numel()) * len(run.schedules.steps)
@@ -286,9 +299,9 @@ class _Outer:
             return evidence(run.schedules, run.tables, experts, chosen, inputs, run.seed, first_item)
         schedules, tables = run.schedules, run.tables
 
-        def body(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return evidence(schedules, tables, experts, chosen, EvidenceInputs(*tensors), None, 0)
+        def body(seed: Tensor, item: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return evidence(schedules, tables, experts, chosen, EvidenceInputs(*tensors), seed, item)
 
-        tensors = [t for t in inputs if t is not None]  # noise is given here, so only the last may be missing
-        likelihood, data, eps = self.replays(("evidence", chosen, len(tensors)), body, tensors)
-        return likelihood, data, eps
+        cells = [seed_cell(value, inputs.h.device) for value in (run.seed, first_item)]
+        tensors = [t for t in inputs if t is not None]  # only the last may be missing
+        return self._replayed(("evidence", chosen, len(tensors)), body, [*cells, *tensors])

@@ -65,7 +65,9 @@ class VBMoEConfig:
         chain that would repeat itself (same weights, same start) is not run again. tolerance = 0: always run all.
     prune: experts with rho below it are not evaluated (the largest always is), and the others' weights are rescaled to
         sum to 1; 0: every expert on every channel.
-    graph: replay chains as CUDA graphs, recorded at their second use; without a GPU a warning says so.
+    graph: replay chains as CUDA graphs, recorded at their second use; without a GPU a warning says so. Graphs are kept from
+        run to run while the experts' tensors and plain attributes stay as they are; for functions, which may read anything,
+        and under autocast they are recorded anew in every run.
 
     Raises ValueError for values that mean nothing, or nothing together.
 

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..reference.renoise import STREAM
 from . import unchecked
 from .vb_moe_experts import Experts, non_finite_row
 from .vb_moe_run import DeviceTables, Run, Schedules
@@ -16,15 +14,13 @@ BLOCK_CPU, BLOCK_GPU = 64, 512
 
 
 class EvidenceInputs(NamedTuple):
-    """Tensors of one pass over N consecutive channels; rows [n]: those whose evidence is wanted (None: all); noise
-    [N,S,Nr,Nt] in place of Philox draws."""
+    """Tensors of one pass over N consecutive channels; rows [n]: those whose evidence is wanted (None: all)."""
 
     h: Tensor
     yv: Tensor
     u: Tensor
     s: Tensor
     noise_var: Tensor
-    noise: Tensor | None = None
     rows: Tensor | None = None
 
 
@@ -34,13 +30,16 @@ def evidence(
     experts: Experts,
     chosen: Sequence[int],
     inputs: EvidenceInputs,
-    seed: int | None,
-    first_item: int,
+    seed: int | Tensor,
+    first_item: int | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L and D [N,E] of the chosen experts (rows that were not asked for hold no meaning), and eps [N,S,E,Nr,Nt]."""
-    h, yv, u, s, noise_var, noise, rows = inputs
+    """L and D [N,E] of the chosen experts (rows that were not asked for hold no meaning), and eps [N,S,E,Nr,Nt].
+
+    seed and first_item of the Philox draws are numbers, or one-element tensors that a captured graph reads.
+    """
+    h, yv, u, s, noise_var, rows = inputs
     _, _, steps, alpha_bar, w = tables
-    noised = unchecked.renoise(h, steps, alpha_bar, seed, first_item, noise)
+    noised = unchecked.renoise(h, steps, alpha_bar, seed, first_item, None)
     asked = noised if rows is None else noised.index_select(0, rows)
     by_step = asked.transpose(0, 1).contiguous()
     shape = (h.shape[0], len(steps), len(chosen), *h.shape[1:])
@@ -53,19 +52,7 @@ def evidence(
         for e, k in enumerate(chosen):
             _put(eps[:, i, e], rows, experts.one(k, by_step[i], t))
     likelihood, data = unchecked.elbo_reduce(
-        eps,
-        h,
-        steps,
-        alpha_bar,
-        w,
-        yv,
-        u,
-        s,
-        noise_var,
-        schedules.tau_index,
-        seed,
-        first_item,
-        noise,
+        eps, h, steps, alpha_bar, w, yv, u, s, noise_var, schedules.tau_index, seed, first_item, None
     )
     return likelihood, data, eps
 
@@ -77,21 +64,12 @@ def _put(out: Tensor, rows: Tensor | None, eps: Tensor) -> None:
         out.index_copy_(0, rows, eps)
 
 
-def draws(run: Run) -> Tensor:
-    """The Philox draws of `renoise` as a tensor [B,S,Nr,Nt]: a captured graph takes them from outside."""
-    made = [
-        unchecked.philox_normal(run.start.shape, run.seed, t, STREAM, run.first_item, run.start.dtype, run.start.device)
-        for t in run.schedules.steps
-    ]
-    return torch.stack(made, 1)
-
-
-def block_inputs(run: Run, h: Tensor, lo: int, hi: int, rows: Tensor | None, noise: Tensor | None) -> EvidenceInputs:
+def block_inputs(run: Run, h: Tensor, lo: int, hi: int, rows: Tensor | None) -> EvidenceInputs:
     """The tensors of channels lo..hi-1; rows count from lo."""
     own = run.own_pilots
     return EvidenceInputs(
         h[lo:hi], run.yv[lo:hi], run.u[lo:hi] if own else run.u, run.s[lo:hi] if own else run.s, run.noise_var[lo:hi],
-        None if noise is None else noise[lo:hi], rows,
+        rows,
     )  # fmt: skip
 
 

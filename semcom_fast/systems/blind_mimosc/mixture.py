@@ -38,6 +38,7 @@ class GaussianMixturePrior:
             values,
             vectors,
         )
+        self._kept: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
     @classmethod
     def fit(cls, images: Tensor, components: int = 20, reg: float = 5e-3, seed: int = 0) -> "GaussianMixturePrior":
@@ -48,11 +49,16 @@ class GaussianMixturePrior:
         mixture.fit(images.double().numpy())
         return cls(*(torch.from_numpy(a) for a in (mixture.weights_, mixture.means_, mixture.covariances_)))
 
+    def _like(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Log weights, means, eigenvalues and eigenvectors on x's device and in its dtype, kept."""
+        key = x.dtype, x.device
+        if key not in self._kept:
+            self._kept[key] = tuple(t.to(x) for t in (self.log_weights, self.means, self.values, self.vectors))
+        return self._kept[key]
+
     def __call__(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         noise = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square()
-        log_weights, means, values, vectors = (
-            t.to(x) for t in (self.log_weights, self.means, self.values, self.vectors)
-        )
+        log_weights, means, values, vectors = self._like(x)
         total = values + noise  # [k,n]
         shrink = values / total
         # Everything below lives in each component's eigenbasis: [..., k, n].
