@@ -3,12 +3,15 @@
 TRITON_INTERPRET=1 pytest python_tests/triton
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
 
 import pytest
 import torch
+
+from semcom_fast import _backend
 
 HAVE_GPU = torch.cuda.is_available()
 if not HAVE_GPU and "triton" not in sys.modules:
@@ -38,3 +41,17 @@ def interpreter():
     from triton.runtime import interpreter
 
     return interpreter
+
+
+@pytest.fixture
+def triton_selected(monkeypatch):
+    """A context in which public ops run their Triton kernels wherever the tensors are; those without one, `others`."""
+
+    @contextlib.contextmanager
+    def within(others: str = "reference"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_backend, "unforced", lambda: False)  # or calls on the CPU take its kernels without asking
+            patch.setattr(_backend, "select", lambda op, homes, device: "triton" if "triton" in homes else others)
+            yield
+
+    return within

@@ -26,6 +26,6 @@ def test_against_float64(name):
     gpu_checks.against_float64(name, torch.complex64, INTERPRETED)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", NAMES)
 def test_strides(name):
     gpu_checks.strides(name, torch.complex64, INTERPRETED)

@@ -7,7 +7,9 @@ import vb_cases as cases
 pytest.importorskip("triton", reason="triton is not installed: pip install 'semcom-fast[triton]'")
 
 import semcom_fast as sf
-from semcom_fast import _backend
+from semcom_fast.ops._register import OPS
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes discarded lanes
 
 CLOSE = {
     "rtol": 2e-5,
@@ -16,17 +18,23 @@ CLOSE = {
 
 
 @pytest.fixture
-def both(monkeypatch, device):
+def both(triton_selected, device):
     """Run a function on the Triton kernels and on the reference, with inputs on the test device."""
 
     def run(function):
-        with monkeypatch.context() as patch:
-            patch.setattr(_backend, "select", lambda op, homes, device: "triton" if "triton" in homes else "reference")
+        with triton_selected():
             got = function(device)
         with sf.use_backend("reference"):
             return got, function(device)
 
     return run
+
+
+def test_other_kernels_are_not_asked(triton_selected, monkeypatch, device):
+    for op in OPS.values():
+        monkeypatch.setattr(op, "kernels", {name: k if name == "triton" else None for name, k in op.kernels.items()})
+    with triton_selected():
+        sf.power_normalise(sf.philox_normal((2, 3, 4), seed=1, dtype=torch.complex64, device=device))
 
 
 def _same(pair):
@@ -163,3 +171,37 @@ def test_expert_mixture(dtype, both):
 def test_cdl_channels(both):
     draw = {"nr": 3, "nt": 5, "seed": 1, "first_item": 2}
     _same(both(lambda device: (sf.cdl_channels("CDL-C", 2, **draw, device=device),)))
+
+
+@pytest.mark.parametrize("op", ["waterfill_inject", "waterfill_step", "waterfill_step_authors", "elbo_reduce"])
+def test_lazily_negated_levels(op, both):
+    """`z.conj().imag` is a view whose sign torch applies when it is read: a kernel that gets its address must ask first."""
+
+    def run(device):
+        gen = torch.Generator().manual_seed(1)
+        f, x0, d = (torch.rand(3, 8, generator=gen).to(device) for _ in range(3))
+        rows = torch.complex(f[:, 0], -(0.2 + 0.5 * x0[:, 0])).conj().imag  # [3] in (0.2, 0.7)
+        assert rows.is_neg()
+        if op == "waterfill_inject":
+            return (sf.waterfill_inject(f, d, rows, seed=3),)
+        if op == "waterfill_step":
+            return (sf.waterfill_step(f, x0, f, d, rows, 0.1, x0_uncond=d, guidance=rows, seed=3),)
+        if op == "waterfill_step_authors":
+            return sf.waterfill_step_authors(f, f, d, x0, rows, 0.1, seed=3)
+        h = torch.complex(f, x0)[:, :6].reshape(3, 2, 3)
+        svd = sf.pilot_svd(torch.complex(d, f)[:, :6].reshape(3, 3, 2)[0])
+        eps = h[:, None, None].expand(3, 2, 2, 2, 3).contiguous()
+        return sf.elbo_reduce(
+            eps,
+            h,
+            [1, 2],
+            [0.9, 0.5],
+            [1.0, 1.0],
+            svd.project(h[..., :2].contiguous()),
+            svd,
+            noise_var=rows,
+            tau=1,
+            seed=3,
+        )
+
+    _same(both(run))

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: pip install 'semcom-fast[triton]'")
 
 import semcom_fast as sf
-from semcom_fast import _backend, reference
+from semcom_fast import reference
 from semcom_fast.triton import pvd_channel_step
 from semcom_fast.triton._launch import as_level
 
@@ -98,17 +98,17 @@ def test_levels_of_items_and_users(users, device):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_public_op(large, monkeypatch, device):
+def test_public_op(large, monkeypatch, triton_selected, device):
     """The public function on the kernel, and on the ops it fuses where a block exceeds a tile."""
     operands = _operands(SIZES[1])
-    monkeypatch.setattr(_backend, "select", lambda op, homes, device: "triton")
     if large:
         monkeypatch.setattr(pvd_channel_step, "fits", lambda *size: False)
     names = ("y", "x", "mean", "anchor", "sample")
     levels = NUMBERS | {"sigma": torch.tensor([0.4], device=device), "next_var": None}
-    got = sf.pvd_channel_step(
-        *(operands[n].to(device) for n in names), probe=operands["probe"].to(device), **levels, seed=3
-    )
+    with triton_selected():
+        got = sf.pvd_channel_step(
+            *(operands[n].to(device) for n in names), probe=operands["probe"].to(device), **levels, seed=3
+        )
     _close([t.cpu() for t in got], _twin(operands, levels, seed=3), SIZES[1], torch.complex64)
 
 

@@ -1,12 +1,13 @@
 """The loop's captured update, run with the table kernels but without a capture, against the plain loop."""
 
+import contextlib
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'semcom-fast[triton]'")
 
 import semcom_fast as sf
-from semcom_fast import _backend
 from semcom_fast.receivers import graph as cuda_graph
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes discarded lanes
@@ -36,7 +37,7 @@ class _Uncaptured(cuda_graph.StepGraph):
 
 @pytest.mark.parametrize("noise", ["philox", "given"])
 @pytest.mark.parametrize("case", CASES)
-def test_captured_update_equals_the_loop(case, noise, device, monkeypatch):
+def test_captured_update_equals_the_loop(case, noise, device, monkeypatch, triton_selected):
     preset, overrides, fast = CASES[case]
     config = sf.WaterfillConfig.preset(preset, steps=6, **overrides)
     gen = torch.Generator().manual_seed(0)
@@ -47,9 +48,7 @@ def test_captured_update_equals_the_loop(case, noise, device, monkeypatch):
     want = loop.run(f, d, seed=4, noise=given, first_item=9)
     monkeypatch.setattr(cuda_graph, "StepGraph", _Uncaptured)
     monkeypatch.setattr(cuda_graph, "why_not", lambda *_: None)
-    with monkeypatch.context() as patch:
-        if device.type == "cpu":
-            patch.setattr(_backend, "select", lambda op, homes, device: "triton" if "triton" in homes else "cpu")
+    with triton_selected("cpu") if device.type == "cpu" else contextlib.nullcontext():
         got = loop.run(f, d, seed=4, noise=given, first_item=9, graph=True)
     # 6 steps of a contraction, each within 2e-6 relative of a state of size 4; normals differ by 2e-6.
     error = float((got - want).abs().max())

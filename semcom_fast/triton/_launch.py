@@ -65,6 +65,7 @@ def as_level(
     """
     if not isinstance(value, Tensor):
         return Level(torch.full((), float(value), dtype=torch.float64, device=device), 0, 0, 0)
+    value = value.resolve_neg()
     if value.dtype not in (torch.float32, torch.float64):
         value = value.to(torch.float64)
     if value.device != device:
