@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import semcom_fast as sf
 from semcom_fast import reference
+from semcom_fast.links import draw_channel
 
 NAN, INF = float("nan"), float("inf")
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -34,12 +35,12 @@ def _covariance(*lead, nt, seed=0, floor=0.3):
 
 
 def textbook(y, pilots, noise_var, cov=None):
-    """y (P^H C P + v I)^-1 P^H C in double precision.
+    """y (P^H R P + v I)^-1 P^H R in double precision, R the conjugate of cov.
 
-    With C = L L^H and the singular values L^H P = U sigma V^H it is y V sigma/(sigma^2 + v) U^H L^H: no Gram matrix.
+    With R = L L^H and the singular values L^H P = U sigma V^H it is y V sigma/(sigma^2 + v) U^H L^H: no Gram matrix.
     """
     y, p = wide(y, pilots)
-    root = torch.eye(p.shape[-2], dtype=p.dtype) if cov is None else torch.linalg.cholesky(wide(cov)[0])
+    root = torch.eye(p.shape[-2], dtype=p.dtype) if cov is None else torch.linalg.cholesky(wide(cov)[0].conj())
     left, sigma, right = torch.linalg.svd(root.mH @ p, full_matrices=False)
     sigma = sigma.unsqueeze(-2)
     lead = torch.broadcast_shapes(y.shape[:-2], sigma.shape[:-2])
@@ -54,7 +55,7 @@ def bound(y, pilots, noise_var, dtype, cov=None):
     """
     y, p = wide(y, pilots)
     nt, t = p.shape[-2:]
-    c = torch.eye(nt, dtype=p.dtype) if cov is None else wide(cov)[0]
+    c = torch.eye(nt, dtype=p.dtype) if cov is None else wide(cov)[0].conj()
     lead = torch.broadcast_shapes(y.shape[:-2], p.shape[:-2], c.shape[:-2])
     root = torch.linalg.cholesky(c)
     sigma = torch.linalg.svdvals(root.mH @ p)[..., None]
@@ -89,7 +90,7 @@ def test_textbook(nr, nt, t, with_cov, dtype, backend):
 def test_literal_formula(with_cov):
     """The formula of the docstring, written with torch.linalg, and the one in semcom_fast.reference."""
     y, p, cov = draw(4, 3, 5, seed=1), draw(4, 2, 5, seed=2), _covariance(nt=2, seed=3) if with_cov else None
-    c = torch.eye(2, dtype=y.dtype) if cov is None else cov
+    c = torch.eye(2, dtype=y.dtype) if cov is None else cov.conj()
     want = y @ torch.linalg.solve(p.mH @ c @ p + 0.3 * torch.eye(5, dtype=y.dtype), p.mH @ c)
     within(sf.lmmse_channel(y, p, 0.3, cov), want, 1e-12 * want.abs().max(), "literal formula")
     within(
@@ -99,9 +100,9 @@ def test_literal_formula(with_cov):
 
 @pytest.mark.parametrize("nt, t", [(2, 6), (4, 4), (6, 3)])
 def test_normal_equations(nt, t):
-    """The filter F, read off y = I, satisfies C_yy F = C_yh: (P^H C P + v I) F = P^H C."""
+    """The filter F, read off y = I, satisfies E[y^H y] F = E[y^H h]: (P^H R P + v I) F = P^H R, R = E[h^H h]."""
     p, cov = draw(nt, t, seed=4), _covariance(nt=nt, seed=5)
-    f = sf.lmmse_channel(torch.eye(t, dtype=p.dtype), p, 0.2, cov)
+    f = sf.lmmse_channel(torch.eye(t, dtype=p.dtype), p, 0.2, cov.conj())
     residual = (p.mH @ cov @ p + 0.2 * torch.eye(t, dtype=p.dtype)) @ f
     within(residual, p.mH @ cov, 1e-12, "normal equations")
 
@@ -119,9 +120,9 @@ def test_orthogonal_pilots():
 
 @pytest.mark.parametrize("with_cov", [False, True])
 def test_limits(with_cov):
-    """No noise and Nt <= T: the channel itself. Much noise: v h_hat -> y P^H C. Nt > T without noise: y is reproduced."""
+    """No noise and Nt <= T: the channel itself. Much noise: v h_hat -> y P^H R. Nt > T without noise: y is reproduced."""
     cov = _covariance(nt=3, seed=8) if with_cov else None
-    c = torch.eye(3, dtype=torch.complex128) if cov is None else cov
+    c = torch.eye(3, dtype=torch.complex128) if cov is None else cov.conj()
     h, p = draw(6, 4, 3, seed=9), draw(6, 3, 5, seed=10)
     within(sf.lmmse_channel(h @ p, p, 0.0, cov), h, bound(h @ p, p, 0.0, h.dtype, cov), "no noise")
     y = draw(6, 4, 5, seed=11)
@@ -141,23 +142,25 @@ def test_scaled_covariance_is_scaled_noise():
 
 
 def test_unitary_mixing():
-    """Receive antennas mixed by U: h_hat -> U h_hat. Transmit antennas by Q, P -> Q P, C -> Q C Q^H: h_hat -> h_hat Q^H."""
+    """Receive antennas mixed by U: h_hat -> U h_hat. Transmit antennas by Q, P -> Q P, R -> Q R Q^H: h_hat -> h_hat Q^H."""
     y, p, cov = draw(6, 4, 5, seed=14), draw(6, 3, 5, seed=15), _covariance(nt=3, seed=16)
     u, q = (torch.linalg.qr(draw(n, n, seed=n)).Q for n in (4, 3))
     want = sf.lmmse_channel(y, p, 0.3, cov)
     within(sf.lmmse_channel(u @ y, p, 0.3, cov), u @ want, 1e-12, "receive mixing")
-    turned = q @ cov @ q.mH
+    turned = q.conj() @ cov @ q.mT
     within(sf.lmmse_channel(y, q @ p, 0.3, (turned + turned.mH) / 2), want @ q.mH, 1e-12, "transmit mixing")
 
 
 def test_mean_square_error():
-    """Over channels from the prior, |h_hat - h|^2 is the trace of the posterior covariance, within five standard errors."""
+    """Over channels that `draw_channel` makes with the same covariance, |h_hat - h|^2 is the trace of the posterior
+    covariance, within five standard errors."""
     n, cov = 100_000, _covariance(nt=3, seed=17)
     p = draw(3, 4, seed=18)
-    h = draw(n, 1, 3, seed=19) @ torch.linalg.cholesky(cov).mH
+    h = draw_channel(n, 1, 1, 1, 3, seed=19, cov_tx=cov, dtype=torch.complex128)[:, 0, 0]
     y = h @ p + 0.4**0.5 * draw(n, 1, 4, seed=20)
     square = (sf.lmmse_channel(y, p, 0.4, cov) - h).abs().square().sum((-2, -1))
-    posterior = cov - cov @ p @ torch.linalg.solve(p.mH @ cov @ p + 0.4 * torch.eye(4, dtype=p.dtype), p.mH @ cov)
+    r = cov.conj()
+    posterior = r - r @ p @ torch.linalg.solve(p.mH @ r @ p + 0.4 * torch.eye(4, dtype=p.dtype), p.mH @ r)
     within(square.mean(), posterior.diagonal().real.sum(), float(5 * square.std() / n**0.5), "posterior variance")
 
 
@@ -196,6 +199,19 @@ def test_split_batch_and_threads(dtype):
         same_bits(sf.lmmse_channel(y[first:last], p[first:last], 0.3), whole[first:last])
 
 
+@dtypes
+@pytest.mark.parametrize("nr, nt, t", [(1, 16, 9), (4, 3, 6)])
+def test_split_batch_with_covariances(nr, nt, t, dtype):
+    """Also the products with the covariance's root keep their bits."""
+    y, p = draw(40, nr, t, seed=31, dtype=dtype), draw(40, nt, t, seed=32, dtype=dtype)
+    each = _covariance(40, nt=nt, seed=33).to(dtype)
+    for cov in (each, each[0]):
+        whole = sf.lmmse_channel(y, p, 0.3, cov)
+        for first, last in ((0, 1), (1, 8), (8, 40)):
+            part = cov[first:last] if cov.ndim == 3 else cov
+            same_bits(sf.lmmse_channel(y[first:last], p[first:last], 0.3, part), whole[first:last])
+
+
 @backends
 def test_singular_pilots(backend):
     """Dependent pilots without noise, or NaN in them: named by this op, with count and index; fine with noise."""
@@ -222,6 +238,13 @@ def test_covariance_that_is_not_positive_definite():
     for bad in (-torch.eye(3), torch.zeros(3, 3), NAN * torch.eye(3)):
         cov[1] = bad.to(cov.dtype)
         with pytest.raises(ValueError, match=r"^lmmse_channel: cov at index \(1,\) is not positive definite"):
+            sf.lmmse_channel(y, p, 0.1, cov)
+    for i, j, value in ((0, 2, NAN), (0, 2, 5.0), (1, 1, 1 + 0.2j)):  # the factor reads the lower triangle alone
+        cov = _covariance(3, nt=3, seed=30)
+        cov[2, i, j] = value
+        with pytest.raises(
+            ValueError, match=r"^lmmse_channel: cov at index \(2,\) is not (Hermitian|positive definite)"
+        ):
             sf.lmmse_channel(y, p, 0.1, cov)
 
 

@@ -9,6 +9,8 @@ from ..reference.levels import Level
 from ..reference.rzf_precode import refuses_zero
 from . import _checks, _regularised
 from ._arrays import array_function
+from .blockdiag_adjoint import blockdiag_adjoint
+from .blockdiag_apply import blockdiag_apply
 from .rzf_precode import finish
 
 if TYPE_CHECKING:
@@ -27,25 +29,28 @@ def lmmse_channel(
 ) -> "Complex[Tensor, '*batch nr nt']":
     r"""LMMSE estimate of a channel from what was received for known symbols.
 
-    Signal model: :math:`Y = H P + N`, rows of H independent CN(0, C), N white with variance noise_var. Definition:
+    Signal model: :math:`Y = H P + N`, rows of H independent CN(0, C), :math:`C_{ij} = E[h_i h_j^*]` as `cov_tx` of
+    :func:`semcom_fast.links.draw_channel` and :class:`GaussianChannelPrior`; N white with variance noise_var. Definition:
 
-    .. math:: \hat H = Y (P^H C P + \sigma^2 I)^{-1} P^H C
+    .. math:: \hat H = Y (P^H R P + \sigma^2 I)^{-1} P^H R, \quad R = \bar C = E[H^H H]/N_r
 
-    With :math:`C = L L^H` this is the RZF system of :math:`(L^H P)^H`, so the same small Cholesky solves it, on the
+    With :math:`R = L L^H` this is the RZF system of :math:`(L^H P)^H`, so the same small Cholesky solves it, on the
     smaller of Nt and T.
 
     Args:
         y: received pilots [...,Nr,T], complex64 or complex128.
         pilots: known symbols [...,Nt,T]; leading dimensions broadcast.
         noise_var: E|n|^2 per entry, a number or a tensor aligned from the left with the leading dimensions.
-        cov: covariance C [...,Nt,Nt] of every row of H, positive definite; None is the identity.
+        cov: covariance C [...,Nt,Nt] of every row of H, Hermitian and positive definite; None is the identity. (Textbooks
+            that write R for E[H^H H] mean its conjugate.)
 
     Returns:
         h_hat [...,Nr,Nt]. Differentiable in y, pilots, noise_var and cov.
 
     Raises:
         SingularChannelError: pilots without full rank at noise_var = 0 (count and first index).
-        ValueError: shapes disagree, noise_var < 0, cov not positive definite.
+        ValueError: shapes disagree, noise_var < 0; on the CPU a cov that is not Hermitian and positive definite (its
+            index is named).
 
     Source: the LMMSE baselines of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", Table I, and
     of "Scenario-Adaptive MU-MIMO OFDM Semantic Communication With Asymmetric Neural Network".
@@ -60,11 +65,8 @@ def lmmse_channel(
     lead = _checks.lead_shape(_NAME, _NEED, "y pilots" if cov is None else "y pilots cov", *pairs)
     root = None
     if cov is not None:
-        root, failed = torch.linalg.cholesky_ex(cov)
-        if _checks.readable(failed) and failed.is_cpu and bool(failed.any()):
-            bad = tuple(failed.nonzero()[0].tolist())
-            raise ValueError(f"{_NAME}: cov at index {bad} is not positive definite")
-        pilots = root.mH @ pilots
+        root = _conjugate_root(cov)
+        pilots = blockdiag_adjoint(*_as_blocks(root, pilots))[..., 0, 0, :, :]
     # The RZF system of h = P^T, which is the above conjugated: rows of Y are then right-hand sides and rows of the
     # estimate solutions as they lie in memory, and only P is transposed.
     nr = y.shape[-2]
@@ -81,4 +83,20 @@ def lmmse_channel(
     estimate = finish(call, return_info=False)
     if root is None:
         return estimate
-    return estimate @ root.mH
+    return blockdiag_apply(*_as_blocks(estimate, root.mH, users=1))[..., 0, :, :]
+
+
+def _conjugate_root(cov: Tensor) -> Tensor:
+    """L with conj(C) = L L^H; checked where values may be read."""
+    root, failed = torch.linalg.cholesky_ex(cov)
+    if _checks.readable(cov) and cov.is_cpu:
+        spread = (cov - cov.mH).abs().amax((-2, -1)) <= 1e-5 * cov.abs().amax((-2, -1))  # False for NaN
+        for good, what in ((failed == 0, "positive definite"), (spread, "Hermitian")):
+            if not bool(good.all()):
+                raise ValueError(f"{_NAME}: cov at index {tuple((~good).nonzero()[0].tolist())} is not {what}")
+    return root.conj()
+
+
+def _as_blocks(h: Tensor, other: Tensor, users: int = 0) -> tuple[Tensor, Tensor]:
+    """Operands of a product that does not depend on the batch: one user, one block; `users`: also of the second one."""
+    return h[..., None, None, :, :], other[(..., *(None,) * (1 + users), slice(None), slice(None))]
