@@ -19,18 +19,22 @@ SF_HD turns_pack part_of_turn(turns_pack t) {
 }
 
 // exp(-j 2 pi tau f) for one pack of frequencies. Single precision takes the angle on a grid of 2^-24 turns, half an
-// ulp of 1; double precision takes libm's.
+// ulp of 1, and t - t with it: integers have no NaN. Double precision takes libm's.
 SF_HD cx<pack<float, native_width<float>>> unit_phase(double tau, const double* f, float) {
   constexpr int W = native_width<float>, WD = native_width<double>;
   using half_i = int32_t __attribute__((vector_size(WD * 4), aligned(4), may_alias));
+  using half_f = float __attribute__((vector_size(WD * 4), aligned(4), may_alias));
   typename floats<W>::I k;
+  typename floats<W>::V spoilt;
   for (int h = 0; h < W / WD; ++h) {
     const turns_pack t = part_of_turn(turns_pack(tau) * turns_pack::load(f + h * WD)) + turns_pack(1.0);
     reinterpret_cast<half_i*>(&k)[h] = __builtin_convertvector((t * turns_pack(16777216.0)).v, half_i);
+    reinterpret_cast<half_f*>(&spoilt)[h] = __builtin_convertvector((t - t).v, half_f);
   }
   typename floats<W>::V sine, cosine;
   sincos_uniform<W>(k, sine, cosine);
-  return {pack<float, W>(cosine), pack<float, W>(typename pack<float, W>::V(-sine))};
+  return {pack<float, W>(typename pack<float, W>::V(cosine + spoilt)),
+          pack<float, W>(typename pack<float, W>::V(-sine))};
 }
 SF_HD cx<pack<double, native_width<double>>> unit_phase(double tau, const double* f, double) {
   constexpr int W = native_width<double>;

@@ -168,19 +168,21 @@ def test_phase_has_no_bias():
 
 
 @backends
-@pytest.mark.parametrize("operand", ["gains", "delays"])
+@dtypes
+@pytest.mark.parametrize("operand", ["gains", "delays", "frequencies"])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_not_finite(bad, operand, backend):
+def test_not_finite(bad, operand, dtype, backend):
     """NaN or Inf names the flat index of the impulse response; the first one, also where delays are shared."""
-    args = {"gains": draw(2, 3, 4, 5, seed=14), "delays": _delays(2, 1, 4, 5, seed=15)}
-    args[operand][(1, 2, 3, 0) if operand == "gains" else (1, 0, 3, 0)] = bad
-    at = 12 + (2 * 4 if operand == "gains" else 0) + 3
+    args = {"gains": draw(2, 3, 4, 5, seed=14, dtype=dtype), "delays": _delays(2, 1, 4, 5, seed=15, dtype=dtype)}
+    args["frequencies"] = _grid(8).clone()
+    args[operand][{"gains": (1, 2, 3, 0), "delays": (1, 0, 3, 0), "frequencies": 5}[operand]] = bad
+    at = {"gains": 12 + 2 * 4 + 3, "delays": 12 + 3, "frequencies": 0}[operand]
     for dim in (-1, 1):
         with (
             sf.use_backend(backend),
             pytest.raises(ValueError, match=rf"^cir_to_ofdm: impulse response {at} is not finite"),
         ):
-            sf.cir_to_ofdm(**args, frequencies=_grid(8), frequency_dim=dim)
+            sf.cir_to_ofdm(**args, frequency_dim=dim)
 
 
 @backends

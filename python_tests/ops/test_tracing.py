@@ -332,3 +332,13 @@ def test_autocast_and_inference_mode():
         assert torch.equal(sf.likelihood_score(y, h, x).score_h, want.score_h)
     with torch.inference_mode():
         assert torch.equal(sf.likelihood_score(y, h, x).energy, want.energy)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", list(PUBLIC))
+def test_jit_trace(name):
+    """The recorded graph holds the op; a kernel called past it would leave uninitialised memory there."""
+    operands = _operands(2, torch.complex128, grad=False)
+    want = PUBLIC[name](*operands)
+    got = torch.jit.trace(PUBLIC[name], tuple(operands))(*operands)
+    within(got, want, 1e-13 * want.abs().max(), f"jit.trace {name}")

@@ -67,13 +67,13 @@ class Clusters(NamedTuple):
 def clusters(letter: str) -> Clusters:
     """The table of a profile with its powers normalised to a sum of one and its rays spread (eq. 7.7-0a)."""
     profile = PROFILES[letter]
-    rows = torch.tensor(profile.rows, dtype=torch.float64)
+    rows = torch.tensor(profile.rows, dtype=torch.float64, device="cpu")
     power = 10 ** (rows[:, 1] / 10)
     power = power / power.sum()
     angles = torch.deg2rad(rows[:, 2:])  # AoD, AoA, ZoD, ZoA
     first = int(profile.los)
-    spread = torch.deg2rad(torch.tensor(profile.spreads, dtype=torch.float64))
-    offsets = torch.tensor(OFFSETS, dtype=torch.float64)
+    spread = torch.deg2rad(torch.tensor(profile.spreads, dtype=torch.float64, device="cpu"))
+    offsets = torch.tensor(OFFSETS, dtype=torch.float64, device="cpu")
     rays = angles[first:].T.unsqueeze(-1) + spread[:, None, None] * offsets
     los: tuple[float, tuple[float, ...]] = (0.0, (0.0, 0.0, 0.0, 0.0))
     if profile.los:  # in plain numbers, which torch.compile can read
@@ -183,7 +183,7 @@ def _ends(letter: str, array: str, wavelengths: float) -> tuple[tuple[Tensor, Te
     table = clusters(letter)
     ends = []
     for azimuth, zenith in ((1, 3), (0, 2)):
-        last = [torch.tensor([table.los_angles[k]], dtype=torch.float64) for k in (azimuth, zenith)]
+        last = [torch.tensor([table.los_angles[k]], dtype=torch.float64, device="cpu") for k in (azimuth, zenith)]
         az, zen = (torch.cat([table.angles[k].flatten(), v]) for k, v in zip((azimuth, zenith), last, strict=True))
         if array == "vertical":
             ends.append((-wavelengths * zen.cos(), torch.ones_like(az), torch.zeros_like(az)))
@@ -213,7 +213,7 @@ def native_paths(
     turns = torch.remainder(link.frequency.unsqueeze(-1) * delays, 1.0)
     factors = torch.polar(amplitude.expand_as(turns).contiguous(), -2 * math.pi * turns)
     # A vertical array does not feel the yaw.
-    still = torch.zeros((), dtype=torch.float64)
+    still = torch.zeros((), dtype=torch.float64, device="cpu")
     yaws = [still if link.array == "vertical" else yaw for yaw in (link.rx_yaw, link.tx_yaw)]
     turned = [torch.stack([yaw.cos(), yaw.sin()], -1).contiguous() for yaw in yaws]
     tables = _ends(letter, link.array, link.wavelengths)
@@ -221,8 +221,8 @@ def native_paths(
         (*(t.data_ptr() for t in end), at.data_ptr(), yaw.ndim > 0)
         for end, at, yaw in zip(tables, turned, yaws, strict=True)
     ]
-    gains = torch.empty(batch, f, rays, dtype=dtype)
-    rx, tx = torch.empty(2, batch, rays, dtype=_checks.real_dtype(gains)).unbind(0)
+    gains = torch.empty(batch, f, rays, dtype=dtype, device="cpu")
+    rx, tx = torch.empty(2, batch, rays, dtype=_checks.real_dtype(gains), device="cpu").unbind(0)
     require_core().cpu_cdl_rays(
         dtype is torch.complex128,
         (batch, len(table.powers), f),

@@ -4,7 +4,9 @@ import contextlib
 import math
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,7 +139,9 @@ def readable(t: Tensor) -> bool:
     """True where a value may be looked at: not while tracing, and not under a torch.func transform."""
     if not isinstance(t, Tensor) or type(t) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.maybe_current_level() is None and not torch._C._len_torch_dispatch_stack()
+    if torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None:
+        return False
+    return not torch._C._len_torch_dispatch_stack()
 
 
 def require_finite(op: str, what: str, result: Tensor) -> None:
@@ -155,7 +159,19 @@ def non_finite(op: str, what: str, index: int) -> ValueError:
     return ValueError(f"{op}: {what} {index} is not finite (NaN or Inf in the input, or overflow)")
 
 
-def positive_level(op: str, name: str, value) -> None:
-    """A Python number must be finite and > 0; tensors are checked inside the kernels."""
-    if isinstance(value, (int, float)) and not 0 < value < math.inf:
+def positive_level(op: str, name: str, value: Any) -> None:
+    """A number must be finite and > 0; tensors are checked inside the kernels."""
+    if isinstance(value, (int, float, np.number)) and not 0 < value < math.inf:
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
+
+
+def number(op: str, name: str, value: Any) -> float:
+    """A number that no tensor can stand for: it has no gradient, and reading it would make a GPU's host wait."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, np.complexfloating):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def positive_number(op: str, name: str, value: Any) -> float:
+    positive_level(op, name, number(op, name, value))
+    return float(value)

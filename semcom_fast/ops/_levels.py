@@ -19,6 +19,33 @@ def plain_number(level: Level | None) -> Level | None:
     return float(level) if level is not None and is_number(level) else level
 
 
+_RANGES = {"seed": (-(2**63), 2**64)}  # the other words of a counter have 32 bits
+
+
+def check_draw(op: str, seed: Any = 0, step: Any = 0, stream: Any = 0, first_item: Any = 0) -> None:
+    """What addresses a Philox draw are integers that fit: others would wrap to somebody else's draw. Tensors, which hold
+    seed and step on a device, are not looked at; None draws nothing."""
+    for name, value in (("seed", seed), ("step", step), ("stream", stream), ("first_item", first_item)):
+        if value is None or isinstance(value, Tensor):
+            continue
+        if type(value) is not int and not hasattr(value, "__index__"):
+            raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
+        low, high = _RANGES.get(name, (0, 2**32))
+        if not low <= value < high:
+            least = "must not be negative" if low == 0 else f"must be at least {low}"
+            raise ValueError(f"{op}: {name} {least} and must be less than 2^{high.bit_length() - 1}, got {value}")
+
+
+def level_tensor(op: str, name: str, value: Any) -> Tensor:
+    """A level as a tensor; numbers and arrays in host memory, whatever torch's default device is."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(value, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(value).__name__}") from None
+
+
 def off_host(level: Level, device: torch.device) -> Level:
     """A 0-d tensor in host memory as a number where the data are elsewhere: it travels with the launch, and a copy would
     wait. Tensors that are traced or want a gradient stay tensors."""

@@ -1,6 +1,8 @@
 """What the ops of pilot-aided variational Bayes share: the decomposition's shapes, levels per row, schedules."""
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,11 +64,30 @@ def decomposition_rows(svd: PilotSVD, lead: torch.Size) -> tuple[Tensor, Tensor]
     return rows_of(svd.u, lead, 2), rows_of(svd.s, lead, 1)
 
 
+def step_table(steps: Sequence[int]) -> Tensor:
+    """Diffusion steps as the ops take them: int64 [S] in host memory."""
+    return torch.tensor(steps, dtype=torch.int64, device="cpu")
+
+
+@functools.lru_cache(maxsize=256)
+def _on_device(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def beside(table: Tensor, like: Tensor) -> Tensor:
+    """A schedule's entries on the device of `like`: copied once for each content, for a copy makes the host wait and cannot
+    be captured."""
+    return table if table.device == like.device else _on_device(tuple(table.tolist()), table.dtype, like.device)
+
+
 def check_steps(op: str, steps: Sequence[int] | Tensor) -> list[int]:
     """Diffusion steps as Python integers."""
     if isinstance(steps, Tensor) and (steps.ndim != 1 or steps.dtype.is_floating_point or steps.dtype is torch.bool):
         raise ValueError(f"{op}: steps must be integers [S], got {tuple(steps.shape)} of {steps.dtype}")
-    listed = steps.tolist() if isinstance(steps, Tensor) else [int(t) for t in steps]
+    listed = steps.tolist() if isinstance(steps, Tensor) else list(steps)
+    if not all(hasattr(t, "__index__") for t in listed):
+        raise TypeError(f"{op}: steps must be integers, got {listed}")
+    listed = [operator.index(t) for t in listed]
     if any(t < 0 for t in listed):
         raise ValueError(f"{op}: steps must not be negative, got {listed}")
     return listed
@@ -80,7 +101,7 @@ def check_table(op: str, name: str, table: Tensor | Sequence[float], steps: list
             f"{op}: {name} must hold one value per step ({len(steps)}) or be a table that reaches step "
             f"{max(steps, default=0)}, got {tuple(values.shape)}"
         )
-    return table_entries(values, torch.tensor(steps, dtype=torch.int64))
+    return table_entries(values, step_table(steps))
 
 
 def check_alpha_bar(op: str, alpha_bar: Tensor | Sequence[float], steps: list[int]) -> Tensor:
@@ -93,7 +114,6 @@ def check_alpha_bar(op: str, alpha_bar: Tensor | Sequence[float], steps: list[in
 
 def check_draw(op: str, noise: Tensor | None, seed: Any, first_item: int) -> None:
     """Someone says where the noise comes from."""
-    if first_item < 0:
-        raise ValueError(f"{op}: first_item must not be negative, got {first_item}")
+    _levels.check_draw(op, seed, first_item=first_item)
     if noise is None and seed is None:
         raise ValueError(f"{op} draws noise: pass seed= or noise=")

@@ -23,6 +23,7 @@ _LIBRARY = torch.library.Library("semcom_fast", "DEF")
 _NO_TENSOR = frozenset((type(None), int, float, bool, tuple, torch.dtype, torch.device))  # sooner than isinstance
 _functorch_level = torch._C._functorch.maybe_current_level
 _modes_active = torch._C._len_torch_dispatch_stack
+_jit_trace = torch._C._get_tracing_state
 
 
 def _save(ctx: Any, args: Sequence[Any], out: Any) -> None:
@@ -96,7 +97,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """Route a call: see the module docstring."""
-        if is_compiling():
+        if is_compiling() or _jit_trace() is not None:  # which records torch's own calls alone
             return self._traced(args)
         if _functorch_level() is not None:
             return self._functorch.apply(*args)

@@ -158,7 +158,7 @@ def prepare(
         most = max(len(lead) - 1, 0) if power_dims is None else power_dims
         if not 0 <= most <= len(lead):
             raise ValueError(f"{op}: power_dims={most} does not fit the leading dimensions {tuple(lead)}")
-        _checks.positive_level(op, "power", power)
+        power = _checks.positive_number(op, "power", power)
         items = math.prod(lead[: len(lead) - most])
     own = lead
     if vector and len(lead) > 1:

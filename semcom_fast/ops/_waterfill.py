@@ -48,10 +48,9 @@ def check_weight(op: str, name: str, weight: Level | None, f: Tensor, *, needs: 
         _levels.check(op, name, weight, tuple(f.shape[:-1]), f.device)
 
 
-def check_draw(op: str, noise: Tensor | None, seed: Any, level: Level, first_item: int) -> None:
+def check_draw(op: str, noise: Tensor | None, level: Level, seed: Any, step: Any, first_item: int) -> None:
     """Someone says where the noise comes from, unless the level is the number 0 and none is injected."""
-    if first_item < 0:
-        raise ValueError(f"{op}: first_item must not be negative, got {first_item}")
+    _levels.check_draw(op, seed, step, 0, first_item)
     if noise is None and seed is None and not (_levels.is_number(level) and level == 0):
         raise ValueError(f"{op} draws the noise of elements cleaner than the level: pass noise= or seed=")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _backend, reference
 from .._native import require_core
-from . import _cdl_rays, _checks
+from . import _cdl_rays, _checks, _levels
 from ._cdl_rays import CDLRays
 from ._register import Op, fold
 
@@ -107,7 +107,7 @@ def _integer(name: str, value: int, low: int) -> int:
 
 
 def _number(name: str, value: float, *, positive: bool) -> float:
-    value = float(value)
+    value = _checks.number(_NAME, name, value)
     if not (value > 0 or (value == 0 and not positive)) or value == math.inf:
         raise ValueError(f"{_NAME}: {name} must be finite and {'>' if positive else '>='} 0, got {value}")
     return value
@@ -221,7 +221,7 @@ def cdl_channels(
     elif seed is None:
         raise ValueError(f"{_NAME}: a draw needs a seed (or rays)")
     else:
-        seed, first_item = _integer("seed", seed, 0), _integer("first_item", first_item, 0)
+        _levels.check_draw(_NAME, seed, first_item=first_item)
         gains, rx, tx = _drawn(letter, batch, seed, first_item, los_phase, delay_spread, link, dtype)
     f, r = gains.shape[-2:]
     r = max(r, rx.shape[-1], tx.shape[-1])

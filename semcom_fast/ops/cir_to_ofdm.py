@@ -78,7 +78,7 @@ def _launch(backend: str, gains: Tensor, delays: Tensor, frequencies: Tensor, fr
         return h
     bad = require_core().cpu_cir_to_ofdm(*args)
     if bad >= 0 and not _checks.tolerating_non_finite():
-        order = torch.arange(rows).reshape(plan.lead).permute(*plan.own, *plan.shared).reshape(-1)
+        order = torch.arange(rows, device="cpu").reshape(plan.lead).permute(*plan.own, *plan.shared).reshape(-1)
         raise _checks.non_finite(_NAME, "impulse response", int(order[bad]))
     return h
 

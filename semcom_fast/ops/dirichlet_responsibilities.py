@@ -120,7 +120,7 @@ def dirichlet_responsibilities(
     if shared and isinstance(gamma0, Tensor) and gamma0.ndim == 2:
         raise _checks.shape_error(_NAME, "gamma0 a number or [E] where the weights are shared", gamma0=gamma0)
     now = prior if gamma is None else _parameters("gamma", gamma, L)
-    rho, after = _op(L, D, prior, now, float(eta))
+    rho, after = _op(L, D, prior, now, _checks.number(_NAME, "eta", eta))
     if not shared:
         return rho, after
     base = gamma0 if isinstance(gamma0, Tensor) else float(gamma0)

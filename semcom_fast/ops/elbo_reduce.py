@@ -25,7 +25,7 @@ _NAME = "elbo_reduce"
 
 def _cpu(eps, h, steps, alpha_bar, w, yv, u, s, noise_var, tau_index, seed, first_item, noise):
     b, n_steps, e, nr, nt = eps.shape
-    out = tuple(torch.zeros((b, e), dtype=_checks.real_dtype(h)) for _ in range(2))
+    out = tuple(h.new_zeros((b, e), dtype=_checks.real_dtype(h)) for _ in range(2))
     if not eps.numel():
         return out
     keep: list[Tensor] = []
@@ -46,7 +46,8 @@ def _cpu(eps, h, steps, alpha_bar, w, yv, u, s, noise_var, tau_index, seed, firs
 def _triton(eps, h, steps, alpha_bar, w, *rest):
     from ..triton import elbo_reduce as kernel
 
-    return kernel.run(eps, h, *(t.to(h.device) for t in (steps, alpha_bar, w)), *rest)
+    steps, alpha_bar, w = (_pilots.beside(t, h) for t in (steps, alpha_bar, w))
+    return kernel.run(eps, h, steps, alpha_bar, w, *rest)
 
 
 def _reference(eps, h, steps, alpha_bar, w, yv, u, s, noise_var, tau_index, seed, first_item, noise):
@@ -166,5 +167,4 @@ def elbo_reduce(
     level = _pilots.level_rows(_NAME, "noise_var", noise_var, lead, h.device)
     _pilots.positive_rows(_NAME, "noise_var", level)
     rows = _pilots.decomposition_rows(svd, lead)
-    listed = torch.tensor(at, dtype=torch.int64)
-    return _op(eps, h, listed, bar, weight, yv, *rows, level, at.index(tau), seed, first_item, noise)
+    return _op(eps, h, _pilots.step_table(at), bar, weight, yv, *rows, level, at.index(tau), seed, first_item, noise)

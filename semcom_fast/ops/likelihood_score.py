@@ -158,10 +158,12 @@ _op = Op(
 def _noise_levels(noise_var: Level, y: Tensor, lead: torch.Size) -> Tensor | None:
     """None for the number 1, else a real [1] or [B] tensor; leading dims of a tensor align from the left."""
     noise_var = _levels.off_host(noise_var, y.device)
-    if isinstance(noise_var, (int, float)):
+    if _levels.is_number(noise_var):
+        noise_var = float(noise_var)
         _checks.positive_level(_NAME, "noise_var", noise_var)
         return None if noise_var == 1 else torch.full((1,), noise_var, dtype=_checks.real_dtype(y), device=y.device)
     _levels.check(_NAME, "noise_var", noise_var, tuple(lead), y.device)
+    assert isinstance(noise_var, Tensor)
     level = noise_var.to(dtype=_checks.real_dtype(y), device=y.device)
     _levels.require_positive(_NAME, "noise_var", level)
     if level.ndim == 0:

@@ -99,7 +99,6 @@ def philox_normal(
         raise TypeError(f"{_NAME}: dtype must be float32, float64, complex64 or complex128, got {dtype}")
     if seed is None:
         raise ValueError(f"{_NAME}: a draw needs a seed")
-    if first_item < 0 or stream < 0:
-        raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
+    _levels.check_draw(_NAME, seed, step, stream, first_item)
     device = _HOST if device == "cpu" else torch.device(device)
     return _op(tuple(shape), seed, step, stream, first_item, dtype, device)

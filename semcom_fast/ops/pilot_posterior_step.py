@@ -22,7 +22,7 @@ _LIKELIHOODS = ("dmps", "x0")
 
 
 def _cpu(h_t, eps, weights, yv, u, s, noise_var, alpha_bar, beta, lam, x0) -> Tensor:
-    out = torch.empty(h_t.shape, dtype=h_t.dtype)
+    out = torch.empty(h_t.shape, dtype=h_t.dtype, device=h_t.device)  # new_empty would carry out a lazy conjugate
     if not out.numel():
         return out
     keep: list[Tensor] = []

@@ -24,8 +24,8 @@ def _rows(z: Tensor, power: float, dims: int) -> tuple[int, int, float]:
 
 def _cpu(z: Tensor, power: float, dims: int) -> tuple[Tensor, Tensor]:
     z = _blocks.plain(z)
-    x = torch.empty(z.shape, dtype=z.dtype)
-    norm = torch.empty(z.shape[: z.ndim - dims], dtype=z.real.dtype if z.is_complex() else z.dtype)
+    x = z.new_empty(z.shape)
+    norm = z.new_empty(z.shape[: z.ndim - dims], dtype=_checks.real_dtype(z))
     b, n, scale = _rows(z, power, dims)
     if b == 0:
         return x, norm
@@ -73,7 +73,7 @@ def _vjp_formula(z: Tensor, norm: Tensor, g: Tensor, power: float, dims: int) ->
 
 def _vjp_cpu(z: Tensor, norm: Tensor, g: Tensor, power: float, dims: int) -> Tensor:
     z, norm, g = _blocks.plain(z), _blocks.plain(norm), _blocks.plain(g)
-    out = torch.empty(z.shape, dtype=z.dtype)
+    out = z.new_empty(z.shape)
     b, n, scale = _rows(z, power, dims)
     pointers = z.data_ptr(), norm.data_ptr(), g.data_ptr(), out.data_ptr()
     if out.numel():
@@ -168,7 +168,7 @@ def power_normalise(
     Source: the power constraint (12b) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
     _checks.same_kind(_NAME, _checks.ANY, "z", z)
-    _checks.positive_level(_NAME, "power", power)
+    power = _checks.positive_number(_NAME, "power", power)
     if not 1 <= dims <= z.ndim:
         raise ValueError(f"{_NAME}: dims={dims} does not fit z of shape {tuple(z.shape)}")
     if math.prod(z.shape[z.ndim - dims :]) == 0:

@@ -21,7 +21,7 @@ def _cpu(noise_var, var_h, probe_x, probe_y, x_energy, nr, count) -> Tensor:
     level = _levels.cpu_level(noise_var, False, keep)
     var_h, probe_x, probe_y = var_h.resolve_neg(), probe_x.resolve_neg(), probe_y.resolve_neg()
     b, u = probe_x.shape
-    out = torch.empty(b, dtype=probe_y.dtype)
+    out = probe_y.new_empty(b)
     strides = (*var_h.stride(), *probe_x.stride(), *probe_y.stride())
     bad = require_core().cpu_pvd_calibrate(
         probe_y.dtype is torch.float64, b, u, nr, count, x_energy, level,
@@ -108,4 +108,4 @@ def pvd_calibrate(
     _levels.check(_NAME, "noise_var", noise_var, tuple(probe_y.shape), probe_y.device)
     if count <= 0:
         raise ValueError(f"{_NAME}: count must be positive, got {count}")
-    return _op(noise_var, var_h, probe_x, probe_y, float(x_energy), nr, count)
+    return _op(noise_var, var_h, probe_x, probe_y, _checks.number(_NAME, "x_energy", x_energy), nr, count)

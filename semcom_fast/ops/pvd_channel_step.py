@@ -252,8 +252,7 @@ def pvd_channel_step(
     levels = (sigma, sigma_above, zeta, score_var, next_var, var)
     state = {"mean": mean, "anchor": anchor, "sample": sample, "noise": noise}
     _check(state, {"y": y, "x": x, "probe": probe}, levels)
-    if first_item < 0 or stream < 0:
-        raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
+    _levels.check_draw(_NAME, seed, step, stream, first_item)
     if _levels.is_number(next_var) and next_var == 0:
         seed = noise = None
     elif noise is None and seed is None:

@@ -299,8 +299,7 @@ def pvd_update(
     levels = (sigma, sigma_above, zeta, score_var, next_var)
     if not (_all_numbers(*levels) and 0 < sigma < math.inf and 0 < sigma_above < math.inf and 0 < score_var < math.inf):
         _check_levels(mean, sample, levels)
-    if first_item < 0 or stream < 0:
-        raise ValueError(f"{_NAME}: first_item and stream must not be negative, got {first_item} and {stream}")
+    _levels.check_draw(_NAME, seed, step, stream, first_item)
     if next_var is not None and _levels.is_number(next_var) and next_var == 0:
         seed = noise = None
     elif noise is None and seed is None:

@@ -20,7 +20,7 @@ _NAME = "renoise"
 
 
 def _cpu(h, steps, alpha_bar, seed, first_item, noise) -> Tensor:
-    out = torch.empty((h.shape[0], steps.shape[0], *h.shape[1:]), dtype=h.dtype)
+    out = torch.empty((h.shape[0], steps.shape[0], *h.shape[1:]), dtype=h.dtype, device=h.device)
     if not out.numel():
         return out
     keep: list[Tensor] = []
@@ -40,7 +40,7 @@ def _cpu(h, steps, alpha_bar, seed, first_item, noise) -> Tensor:
 def _triton(h, steps, alpha_bar, *rest) -> Tensor:
     from ..triton import renoise as kernel
 
-    return kernel.run(h, steps.to(h.device), alpha_bar.to(h.device), *rest)
+    return kernel.run(h, _pilots.beside(steps, h), _pilots.beside(alpha_bar, h), *rest)
 
 
 def _reference(h, steps, alpha_bar, seed, first_item, noise) -> Tensor:
@@ -114,4 +114,4 @@ def renoise(
         raise _checks.shape_error(_NAME, f"h [B,Nr,Nt] and noise [B,{len(at)},Nr,Nt]", **given)
     _pilots.check_draw(_NAME, noise, seed, first_item)
     bar = _pilots.check_alpha_bar(_NAME, alpha_bar, at)
-    return _op(h, torch.tensor(at, dtype=torch.int64), bar, seed, first_item, noise)
+    return _op(h, _pilots.step_table(at), bar, seed, first_item, noise)

@@ -134,5 +134,5 @@ def waterfill_inject(
     _checks.same_kind(_NAME, _checks.REAL, "f d noise", f, d, noise)
     _waterfill.check_state(_NAME, f, d, noise=noise)
     _waterfill.check_level(_NAME, "beta_bar", beta_bar, f)
-    _waterfill.check_draw(_NAME, noise, seed, beta_bar, first_item)
+    _waterfill.check_draw(_NAME, noise, beta_bar, seed, step, first_item)
     return _op(f, d, noise, _levels.plain_number(beta_bar), seed, step, first_item)

@@ -190,6 +190,6 @@ def waterfill_step(
         _waterfill.check_weight(_NAME, "guidance", guidance, g, needs="x0_uncond", given=x0_uncond)
     if x0_prev is not None or ratio is not None:
         _waterfill.check_weight(_NAME, "ratio", ratio, g, needs="x0_prev", given=x0_prev)
-    _waterfill.check_draw(_NAME, noise, seed, beta_s, first_item)
+    _waterfill.check_draw(_NAME, noise, beta_s, seed, step, first_item)
     levels = map(_levels.plain_number, (beta_t, beta_s, guidance, ratio))
     return _op(g, x0, f, d, x0_uncond, x0_prev, noise, *levels, seed, step, first_item)

@@ -143,6 +143,6 @@ def waterfill_step_authors(
             raise ValueError(f"{_NAME}: {name} must be one of {', '.join(known)}, got {value!r}")
     _waterfill.check_level(_NAME, "beta_t", beta_t, f)
     _waterfill.check_level(_NAME, "beta_s", beta_s, f)
-    _waterfill.check_draw(_NAME, noise, seed, beta_s, first_item)
+    _waterfill.check_draw(_NAME, noise, beta_s, seed, step, first_item)
     levels = map(_levels.plain_number, (beta_t, beta_s))
     return _op(f, g, d, x0, noise, *levels, topup, renorm, base, seed, step, first_item)

@@ -72,12 +72,12 @@ def level_table(config: PVDConfig) -> Tensor:
     row N tells what sigma is after the last iteration."""
     from ..triton._pvd_table import with_coefficients
 
-    sigmas = torch.tensor(config.schedule(), dtype=torch.float64).reshape(config.J + 1, -1)
+    sigmas = torch.tensor(config.schedule(), dtype=torch.float64, device="cpu").reshape(config.J + 1, -1)
     spread = next_variances(config, sigmas)
-    level = torch.arange(config.J - 1, -1, -1).repeat_interleave(config.Jin)
+    level = torch.arange(config.J - 1, -1, -1, device="cpu").repeat_interleave(config.Jin)
     level = torch.cat((level, level[-1:]))
     following = torch.cat((spread[level[1:-1]], spread.new_zeros(2, spread.shape[1])))
-    border = torch.zeros(len(level), 1, dtype=torch.float64)
+    border = sigmas.new_zeros(len(level), 1)
     border[config.Jin - 1 : -1 : config.Jin] = 1
     return with_coefficients(torch.stack((sigmas[level], sigmas[level + 1], following, border.expand_as(following)), 1))
 

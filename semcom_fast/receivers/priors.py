@@ -87,7 +87,10 @@ class GaussianChannelPrior:
         if key not in self._modes:
             sides = []
             for side, n, name in ((self._rx, x.shape[-2], "cov_rx"), (self._tx, x.shape[-1], "cov_tx")):
-                values, vectors = side or (torch.ones(n, dtype=torch.float64), torch.eye(n, dtype=torch.complex128))
+                values, vectors = side or (
+                    torch.ones(n, dtype=torch.float64, device="cpu"),
+                    torch.eye(n, dtype=torch.complex128, device="cpu"),
+                )
                 if len(values) != n:
                     raise ValueError(
                         f"GaussianChannelPrior: {name} is {len(values)}x{len(values)} but x is {tuple(x.shape)}"
@@ -132,7 +135,7 @@ class GaussianChannelPrior:
         if isinstance(var, float):
             key = (var, shape, x.dtype)
             if self._last[0] != key:  # one level lasts many calls
-                self._last = (key, torch.full(shape, var, dtype=x.real.dtype))
+                self._last = (key, torch.full(shape, var, dtype=x.real.dtype, device=x.device))
             return mean, self._last[1]
         return mean, var.to(x.real.dtype).expand(shape)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import require_extra
-from ..ops._checks import tolerate_non_finite
+from ..ops._checks import COMPLEX, tolerate_non_finite
+from ..ops._levels import check_draw, level_tensor
 from . import graph_pvd as cuda_graph
 from .pvd_config import PVDConfig
 from .pvd_results import DivergedError, PVDLevel, PVDResult, choose
@@ -95,14 +96,16 @@ class PVD:
                              f"{float(energy[b, u]):.4g} times that; end it with sf.power_normalise")  # fmt: skip
 
     def _check_input(self, y: Tensor, noise_var: float | Tensor, restarts: int) -> None:
-        if not isinstance(y, Tensor) or not y.is_complex():
+        if not isinstance(y, Tensor) or y.dtype not in COMPLEX:
             got = y.dtype if isinstance(y, Tensor) else type(y).__name__
-            raise TypeError(f"PVD.run: y must be a complex torch tensor, got {got}")
+            raise TypeError(f"PVD.run: y must be a complex64 or complex128 tensor, got {got}")
         if y.ndim != 4:
             raise ValueError(f"PVD.run: y must be [B,K,Nr,T], got shape {tuple(y.shape)}")
+        if not isinstance(restarts, int):
+            raise TypeError(f"PVD.run: restarts must be an integer, got {restarts!r}")
         if restarts < 1:
             raise ValueError(f"PVD.run: restarts must be at least 1, got {restarts}")
-        level = torch.as_tensor(noise_var)
+        level = level_tensor("PVD.run", "noise_var", noise_var)
         if level.ndim > 1 or (level.ndim == 1 and level.shape[0] not in (1, y.shape[0])):
             raise ValueError(f"PVD.run: noise_var must be a number or [B] = [{y.shape[0]}], got {tuple(level.shape)}")
         if level.device.type == "cpu" and not bool((level > 0).all() and torch.isfinite(level).all()):
@@ -143,9 +146,10 @@ class PVD:
             others' results. TypeError: y is not complex or differs from the networks in dtype or device.
         """
         if not isinstance(noise_var, (int, float, Tensor)):
-            noise_var = torch.as_tensor(noise_var)  # NumPy numbers and arrays
+            noise_var = level_tensor("PVD.run", "noise_var", noise_var)  # NumPy numbers and arrays
         if seed is None:
             raise ValueError("PVD.run: seed must be an integer")
+        check_draw("PVD.run", seed, first_item=first_item)
         self._check_input(y, noise_var, restarts)
         c = self.config
         images = y.shape[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import require_extra
+from ..ops._levels import level_tensor
 from .pvd import PVD
 from .pvd_results import DivergedError, PVDResult, choose
 
@@ -182,7 +183,7 @@ def run_in_batches(
         if value is not None and value < 1:
             raise ValueError(f"run_in_batches: {name} must be at least 1, got {value}")
     if not isinstance(noise_var, (int, float, Tensor)):
-        noise_var = torch.as_tensor(noise_var)  # NumPy numbers and arrays
+        noise_var = level_tensor("run_in_batches", "noise_var", noise_var)  # NumPy numbers and arrays
     receiver._check_input(y, noise_var, restarts)  # of the whole batch: errors name its images
     images, starts = len(y), len(y) * restarts
     if starts == 0:

@@ -27,7 +27,7 @@ class Tables:
     def __init__(self, config: PVDConfig, prior: ParallelDenoiser, device: torch.device, real: torch.dtype) -> None:
         self.config, self.device, self.real = config, device, real
         self.schedule = config.schedule()
-        exact = torch.tensor(self.schedule, dtype=torch.float64)
+        exact = torch.tensor(self.schedule, dtype=torch.float64, device="cpu")
         rounded = exact.to(real)
         sigmas = rounded.to(device)
         self.sigmas, self.limits = sigmas.unbind(), sigmas.square().unbind()

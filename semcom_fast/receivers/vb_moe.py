@@ -126,7 +126,7 @@ class _Outer:
         self.gamma = self.gamma0 if self.config.shared else self.gamma0.expand(rows, count)
         self.rho = s.new_full((rows, count), 1 / count)
         # what the next iteration decides by, without a wait: the same number in float64
-        self.rho_on_host = np.full((rows, count), torch.tensor(1 / count, dtype=s.dtype).item())
+        self.rho_on_host = np.full((rows, count), torch.tensor(1 / count, dtype=s.dtype, device="cpu").item())
         self.likelihood = self.data = s.new_full((rows, count), torch.nan)
         self.h = run.start
         self.moving = np.ones(rows, dtype=bool)

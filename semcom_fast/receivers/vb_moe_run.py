@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._levels import check_draw, level_tensor
 from ..ops.pilot_svd import pilot_svd
 from ..reference import PilotSVD
 from . import unchecked
@@ -98,13 +99,12 @@ def prepare(
     nt = svd.u.shape[-2]
     levels = _noise_levels(noise_var, batch)
     snr_db = [10 * math.log10(nt / v) for v in levels]
-    if not isinstance(seed, int) or not isinstance(first_item, int) or first_item < 0:
-        raise ValueError(
-            f"{_NAME}: seed and first_item must be integers, first_item >= 0; got {seed!r}, {first_item!r}"
-        )
+    if seed is None or isinstance(seed, Tensor) or isinstance(first_item, Tensor):
+        raise TypeError(f"{_NAME}: seed and first_item must be integers, got {seed!r}, {first_item!r}")
+    check_draw(_NAME, seed, first_item=first_item)
 
     def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(y.device)
+        return torch.tensor(values, dtype=torch.float64, device=y.device)
 
     return Run(
         config=config, start=_start_of(start, config, (batch, nr, nt), y, seed, first_item), yv=svd.project(y),
@@ -146,7 +146,7 @@ def _decomposition(y: Tensor, pilots: Any) -> PilotSVD:
 
 def _noise_levels(noise_var: Any, batch: int) -> list[float]:
     """One positive float per channel, on the host: they choose the likelihood's form and its factor."""
-    t = noise_var.detach() if isinstance(noise_var, Tensor) else torch.as_tensor(noise_var, dtype=torch.float64)
+    t = level_tensor(_NAME, "noise_var", noise_var).detach()
     if t.is_complex() or t.dtype is torch.bool:
         raise TypeError(f"{_NAME}: noise_var must be real, got {t.dtype}")
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, batch)):

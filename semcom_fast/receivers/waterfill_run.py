@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops._levels import check_draw
 from ..ops.waterfill_step import waterfill_step
 from .waterfill_config import WaterfillConfig
 
@@ -97,6 +98,7 @@ def prepare(
 ) -> Run:
     """Everything that can be wrong with the arguments, and the tables: formed in float64, rounded once."""
     _check_latent(f, config)
+    check_draw(_NAME, seed, first_item=first_item)
     flat = f.flatten(1)
     low, high, symbols = _levels_of(d, flat)
     begin = _start_of(start, high, flat, config)
@@ -150,7 +152,7 @@ def _levels_of(d: Any, f: Tensor) -> tuple[np.ndarray, np.ndarray, Tensor | None
     """Smallest and largest level of each image as float64, and the levels per symbol (None: one level per image)."""
     images, n = f.shape
     if not isinstance(d, Tensor):
-        d = torch.as_tensor(d, dtype=torch.float64)
+        d = torch.as_tensor(d, dtype=torch.float64, device="cpu")
     if not d.is_floating_point():
         raise TypeError(f"{_NAME}: d is a noise level and must be real floating point, got {d.dtype}")
     symbols = None
@@ -182,7 +184,7 @@ def _start_of(start: Any, high: np.ndarray, f: Tensor, config: WaterfillConfig) 
     """The level each image starts at."""
     if start is None:
         return high
-    given = start if isinstance(start, Tensor) else torch.as_tensor(start, dtype=torch.float64)
+    given = start if isinstance(start, Tensor) else torch.as_tensor(start, dtype=torch.float64, device="cpu")
     given = given.detach().double().cpu()
     if given.ndim > 1 or (given.ndim == 1 and len(given) not in (1, len(f))):
         raise ValueError(f"{_NAME}: start must be a number or [B] = [{len(f)}], got {tuple(given.shape)}")

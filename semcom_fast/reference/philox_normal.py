@@ -18,7 +18,8 @@ def _mul_hi_lo(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 
 def philox_words(counter: Sequence[Tensor | int], key: tuple[int, int]) -> list[Tensor]:
     """Four 32-bit output words (as int64) of Philox4x32-10 for a counter of four words and a key of two."""
-    c = list(torch.broadcast_tensors(*[torch.as_tensor(v, dtype=torch.int64) & _MASK for v in counter]))
+    words = [v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.int64, device="cpu") for v in counter]
+    c = list(torch.broadcast_tensors(*[w & _MASK for w in words]))
     k0, k1 = key
     for _ in range(10):
         hi0, lo0 = _mul_hi_lo(c[0], _MULTIPLIERS[0])
@@ -52,10 +53,10 @@ def philox_normal(
     items = shape[0] if shape else 1
     reals = math.prod(shape[1:]) * (2 if dtype.is_complex else 1)
     quads = (reals + 3) // 4
-    item = torch.arange(first_item, first_item + items).unsqueeze(-1)
+    item = torch.arange(first_item, first_item + items, device="cpu").unsqueeze(-1)
     seed = int(seed)
     words = philox_words(
-        (torch.arange(quads).unsqueeze(0), int(step), item, stream), (seed & _MASK, (seed >> 32) & _MASK)
+        (torch.arange(quads, device="cpu").unsqueeze(0), int(step), item, stream), (seed & _MASK, (seed >> 32) & _MASK)
     )
     flat = _box_muller(words).reshape(items, 4 * quads)[:, :reals]
     if dtype.is_complex:
