@@ -183,6 +183,16 @@ def _compare(got, want, label):
 
 
 CLEAR = "forward-mode derivative"  # "has no ..." or "has a ... in y only"
+NO_RULE = ("pvd_calibrate", "waterfill_step_authors")
+# Operands (their places in CASES) in which the other ops have no forward mode: levels, and the channel that weighs them
+WITHOUT = {"waterfill_equalise": {1, 2}, "waterfill_inject": {1, 3}, "waterfill_step": {3},
+           "waterfill_step levels": {3, 5, 6}, "waterfill_step guided": {3, 6}, "waterfill_step 2M": {3, 5}, "pvd_update score_var [L,B]": {0},
+           **{f"pvd_update levels {kind}": set(range(5)) for kind in ("0-d", "[B]", "[B,U]", "L")}}  # fmt: skip
+
+
+def _may_refuse(name, operand):
+    op = name.split()[0]
+    return op in NO_RULE or operand in WITHOUT.get(name, WITHOUT.get(op, ()))
 
 
 @cases
@@ -228,7 +238,7 @@ def test_forward_mode_one_operand(name):
             try:
                 outs = fn(*mixed)
             except NotImplementedError as err:
-                assert CLEAR in str(err)
+                assert CLEAR in str(err) and _may_refuse(name, i)
                 continue
             outs = outs if isinstance(outs, tuple) else (outs,)
             got = [fwd_ad.unpack_dual(o).tangent for o in outs]

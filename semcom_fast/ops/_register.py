@@ -125,6 +125,7 @@ class Op:
 
     def _backward_entry(self, ctx: Any, *grads: Any) -> Any:
         args, outs = _restore(ctx)
+        grads = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outs, grads, strict=True))
         assert self._backward is not None
         # of CUDA tensors it runs in autograd's own thread, where the caller's `use_backend` is not known
         with nullcontext() if ctx.backend is None else _backend.use_backend(ctx.backend):
@@ -151,6 +152,7 @@ class Op:
             def forward(ctx: Any, *args: Any) -> Any:
                 out = op.run(*args)
                 _save(ctx, args, out)
+                ctx.set_materialize_grads(False)  # a forward-mode rule tells operands without a tangent from zeros
                 return out
 
             @staticmethod
@@ -174,6 +176,7 @@ class Op:
             @staticmethod
             def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
                 _save(ctx, inputs, output)
+                ctx.set_materialize_grads(False)
 
             @staticmethod
             def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
