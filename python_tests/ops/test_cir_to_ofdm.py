@@ -2,6 +2,7 @@
 
 import math
 
+import forward_modes
 import numpy as np
 import pytest
 import torch
@@ -302,12 +303,11 @@ def test_gradients(case, dim):
 
 
 def test_second_derivatives_and_transforms():
-    """gradgradcheck; forward mode and vmap say that they are missing; meta tensors. (Compiled in test_tracing.py.)"""
+    """gradgradcheck; forward mode is the slope, vmap a loop over rows; meta tensors. (Compiled in test_tracing.py.)"""
     args = draw(2, 2, seed=23), draw(2, 2, seed=24, dtype=torch.float64), torch.tensor([-0.7, 0.4], dtype=torch.float64)
     assert gradgradcheck(sf.cir_to_ofdm, _leaves(*args), atol=1e-6)
-    with pytest.raises(NotImplementedError, match="cir_to_ofdm has no forward-mode"):
-        torch.func.jvp(lambda g: sf.cir_to_ofdm(g, *args[1:]), args[:1], args[:1])
-    with pytest.raises(NotImplementedError, match="cir_to_ofdm has no vmap rule"):
-        torch.func.vmap(lambda g, d: sf.cir_to_ofdm(g, d, args[2]))(*args[:2])
+    forward_modes.check(sf.cir_to_ofdm, args)
+    for i, row in enumerate(torch.func.vmap(lambda g, d: sf.cir_to_ofdm(g, d, args[2]))(*args[:2])):
+        same_bits(row, sf.cir_to_ofdm(args[0][i], args[1][i], args[2]), "vmap")
     given = draw(5, 3, 4, seed=25), _delays(5, 1, 4, seed=26), _grid(7)
     assert sf.cir_to_ofdm(*(t.to("meta") for t in given), frequency_dim=1).shape == (5, 7, 3)

@@ -1,9 +1,9 @@
 """Derivatives of every op in complex128: gradcheck, gradgradcheck, forward mode against finite differences, torch.func."""
 
+import forward_modes
 import pytest
 import torch
 from sf_testing import draw, within
-from torch.autograd import forward_ad as fwd_ad
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 from waterfill_calls import gradient_cases
@@ -162,92 +162,10 @@ def test_one_output_at_a_time(name):
         within(a, b, 1e-12 * (1 + b.abs().max()), "one output at a time")
 
 
-def _finite_difference(fn, args, tangents, step=1e-6):
-    up, down = (fn(*[a + e * t for a, t in zip(args, tangents, strict=True)]) for e in (step, -step))
-    up, down = ((o if isinstance(o, tuple) else (o,)) for o in (up, down))
-    return [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
-
-
-def _tangents(args, only=None):
-    return [
-        draw(*a.shape, seed=50 + i, dtype=a.dtype) * (0.0 if only is not None and i != only else 0.3)
-        for i, a in enumerate(args)
-    ]
-
-
-def _compare(got, want, label):
-    for g, w in zip(got, want, strict=True):
-        assert g is not None, "silent zero tangent"
-        # central differences: truncation step^2 times third derivatives of order 1e3, cancellation unit/step
-        within(g, w, 1e-7 * (1 + w.abs().max()), label)
-
-
-CLEAR = "forward-mode derivative"  # "has no ..." or "has a ... in y only"
-NO_RULE = ("pvd_calibrate", "waterfill_step_authors")
-# Operands (their places in CASES) in which the other ops have no forward mode: levels, and the channel that weighs them
-WITHOUT = {"waterfill_equalise": {1, 2}, "waterfill_inject": {1, 3}, "waterfill_step": {3},
-           "waterfill_step levels": {3, 5, 6}, "waterfill_step guided": {3, 6}, "waterfill_step 2M": {3, 5}, "pvd_update score_var [L,B]": {0},
-           **{f"pvd_update levels {kind}": set(range(5)) for kind in ("0-d", "[B]", "[B,U]", "L")}}  # fmt: skip
-
-
-def _may_refuse(name, operand):
-    op = name.split()[0]
-    return op in NO_RULE or operand in WITHOUT.get(name, WITHOUT.get(op, ()))
-
-
 @cases
-def test_forward_mode(name):
-    """torch.autograd.forward_ad: the tangent of finite differences, or a clear error."""
-    fn, args = CASES[name]
-    tangents = _tangents(args)
-    with fwd_ad.dual_level():
-        try:
-            outs = fn(*[fwd_ad.make_dual(a.clone(), t) for a, t in zip(args, tangents, strict=True)])
-        except NotImplementedError as err:
-            assert CLEAR in str(err)
-            return
-        outs = outs if isinstance(outs, tuple) else (outs,)
-        got = [fwd_ad.unpack_dual(o).tangent for o in outs]
-    _compare(got, _finite_difference(fn, args, tangents), "forward_ad")
-
-
-@cases
-def test_func_jvp(name):
-    """torch.func.jvp: the same."""
-    fn, args = CASES[name]
-    tangents = _tangents(args)
-    try:
-        _, got = torch.func.jvp(fn, tuple(args), tuple(tangents))
-    except NotImplementedError as err:
-        assert CLEAR in str(err)
-        return
-    _compare(got if isinstance(got, tuple) else (got,), _finite_difference(fn, args, tangents), "func.jvp")
-
-
-@cases
-def test_forward_mode_one_operand(name):
-    """A tangent on a single operand while the others are plain tensors."""
-    fn, args = CASES[name]
-    for i in range(len(args)):
-        tangents = _tangents(args, only=i)
-        with fwd_ad.dual_level():
-            mixed = [
-                fwd_ad.make_dual(a.clone(), t) if i == j else a
-                for j, (a, t) in enumerate(zip(args, tangents, strict=True))
-            ]
-            try:
-                outs = fn(*mixed)
-            except NotImplementedError as err:
-                assert CLEAR in str(err) and _may_refuse(name, i)
-                continue
-            outs = outs if isinstance(outs, tuple) else (outs,)
-            got = [fwd_ad.unpack_dual(o).tangent for o in outs]
-        want = _finite_difference(fn, args, tangents)
-        for g, w in zip(got, want, strict=True):
-            if g is None:
-                assert float(w.abs().max()) < 1e-8, "silent zero tangent"
-            else:
-                within(g, w, 1e-7 * (1 + w.abs().max()), "forward_ad one operand")
+def test_forward_modes(name):
+    """torch.autograd.forward_ad and torch.func.jvp give the slope of finite differences."""
+    forward_modes.check(*CASES[name])
 
 
 def _loss(fn):

@@ -1,5 +1,6 @@
 """lmmse_channel: the textbook estimator, the normal equations, closed forms, limits, singular pilots, gradients."""
 
+import forward_modes
 import numpy as np
 import pytest
 import torch
@@ -299,10 +300,9 @@ def test_gradients(nt, t, level):
 
 
 def test_transforms_and_meta():
-    """Forward mode and vmap say that they are missing; meta tensors give shapes. (Compiled in test_tracing.py.)"""
+    """Forward mode is the slope, vmap a loop over rows; meta tensors give shapes. (Compiled in test_tracing.py.)"""
     y, p = draw(3, 4, 5, seed=35), draw(3, 2, 5, seed=36)
-    with pytest.raises(NotImplementedError, match="has no forward-mode"):
-        torch.func.jvp(lambda y: sf.lmmse_channel(y, p, 0.1), (y,), (y,))
-    with pytest.raises(NotImplementedError, match="has no vmap rule"):
-        torch.func.vmap(lambda y, p: sf.lmmse_channel(y, p, 0.1))(y, p)
+    forward_modes.check(lambda y, p: sf.lmmse_channel(y, p, 0.1), (y, p))
+    for i, row in enumerate(torch.func.vmap(lambda y, p: sf.lmmse_channel(y, p, 0.1))(y, p)):
+        same_bits(row, sf.lmmse_channel(y[i], p[i], 0.1), "vmap")
     assert sf.lmmse_channel(y.to("meta"), p.to("meta"), 0.1).shape == (3, 4, 2)

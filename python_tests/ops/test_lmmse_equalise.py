@@ -1,5 +1,6 @@
 """lmmse_equalise: the textbook at every SNR, its meaning as a linear filter, limits, singular channels, gradients."""
 
+import forward_modes
 import numpy as np
 import pytest
 import torch
@@ -326,11 +327,10 @@ def test_second_derivatives(nr, nt):
 
 
 def test_transforms_and_meta():
-    """Forward mode and vmap say that they are missing; meta tensors give shapes. (Compiled in test_tracing.py.)"""
+    """Forward mode is the slope, vmap a loop over rows; meta tensors give shapes. (Compiled in test_tracing.py.)"""
     y, h = draw(3, 4, seed=28), draw(3, 4, 2, seed=29)
-    with pytest.raises(NotImplementedError, match="lmmse_equalise has no forward-mode"):
-        torch.func.jvp(lambda y: sf.lmmse_equalise(y, h, 0.1)[0], (y,), (y,))
-    with pytest.raises(NotImplementedError, match="lmmse_equalise has no vmap rule"):
-        torch.func.vmap(lambda y, h: sf.lmmse_equalise(y, h, 0.1)[0])(y, h)
+    forward_modes.check(lambda y, h: tuple(sf.lmmse_equalise(y, h, 0.1)), (y, h))
+    for i, row in enumerate(torch.func.vmap(lambda y, h: sf.lmmse_equalise(y, h, 0.1)[0])(y, h)):
+        same_bits(row, sf.lmmse_equalise(y[i], h[i], 0.1)[0], "vmap")
     out = sf.lmmse_equalise(y.to("meta"), h.to("meta"), 0.1)
     assert all(t.is_meta and t.shape == (3, 2) for t in out) and out[1].dtype is torch.float64

@@ -1,10 +1,10 @@
 """Derivatives of rzf_precode and rzf_matrix: gradcheck of every size and form, adjointness, accumulation."""
 
+import forward_modes
 import pytest
 import torch
 from rzf_cases import inner_unit, vjp_bounds
-from sf_testing import DTYPES, draw, wide, within
-from torch.autograd import forward_ad as fwd_ad
+from sf_testing import DTYPES, draw, same_bits, wide, within
 from torch.autograd import gradcheck, gradgradcheck
 
 import semcom_fast as sf
@@ -155,21 +155,14 @@ def test_second_derivatives(name):
     assert all(g.requires_grad for g in grads)
 
 
-def _forward_mode(fn, args):
-    with fwd_ad.dual_level():
-        fn(*[fwd_ad.make_dual(a, torch.ones_like(a)) for a in args])
-
-
 @pytest.mark.parametrize("name", TWICE)
-def test_unsupported_transforms_say_so(name):
-    """Forward mode and vmap raise an error that names op and reason; torch.func.grad equals autograd."""
+def test_transforms(name):
+    """Forward mode is the slope, vmap a loop over rows, torch.func.grad autograd."""
     fn, args = TWICE[name]
-    tangents = tuple(torch.ones_like(a) for a in args)
-    for call in (lambda: _forward_mode(fn, args), lambda: torch.func.jvp(fn, tuple(args), tangents)):
-        with pytest.raises(NotImplementedError, match="rzf_precode has no forward-mode derivative"):
-            call()
-    with pytest.raises(NotImplementedError, match="rzf_precode has no vmap rule; use its leading dimensions"):
-        torch.func.vmap(fn)(*[torch.stack([a, a]) for a in args])
+    forward_modes.check(fn, args)
+    stacked = [torch.stack([a, 1.5 * a]) for a in args]
+    for i, row in enumerate(torch.func.vmap(fn)(*stacked)):
+        same_bits(row, fn(*(t[i] for t in stacked)), "vmap")
 
     def loss(*a):
         return fn(*a).abs().square().sum()

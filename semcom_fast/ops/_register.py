@@ -46,8 +46,10 @@ class Op:
     """A named op and everything torch wants to know about it.
 
     kernels: backend name -> function of the schema's arguments ("reference" is required).
-    fake: shapes and dtypes of the outputs. backward(needs, args, outs, grads) -> a gradient or None per argument.
-    jvp(args, outs, tangents) -> tangent(s) of the output(s), or None when forward mode is not supported.
+    fake: shapes and dtypes of the outputs. backward(needs, args, outs, grads) -> a gradient or None per argument; every
+    output has its `grads`, zeros where nothing came back.
+    jvp(args, outs, tangents) -> tangent(s) of the output(s); None, and where it returns NotImplemented: `backward`, which
+    is linear in the gradients, transposed.
     vmap(args, mapped, size) -> outputs with the mapped axis first; "rows" makes one call per mapped row, so that Philox
     draws are those of a loop over rows; None when it is not supported.
     packet_args(args) -> the arguments as the schema wants them, where eager calls are freer (numbers as levels).
@@ -131,6 +133,23 @@ class Op:
         with nullcontext() if ctx.backend is None else _backend.use_backend(ctx.backend):
             return tuple(self._backward(ctx.needs_input_grad, args, outs, grads))
 
+    def _transposed_backward(self, args: Sequence[Any], outs: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        """J t as the gradient of Re<J^H u, t> in u."""
+        if self._backward is None:
+            raise NotImplementedError(f"semcom_fast.{self.name} has no derivative")
+        backward, needs = self._backward, [t is not None for t in tangents]
+        smooth = [o.is_floating_point() or o.is_complex() for o in outs]
+
+        def pull(*of_smooth: Tensor) -> tuple[Tensor, ...]:
+            given = iter(of_smooth)
+            grads = [next(given) if s else torch.zeros_like(o) for o, s in zip(outs, smooth, strict=True)]
+            return tuple(g for g, need in zip(backward(needs, args, outs, grads), needs, strict=True) if need)
+
+        transposed = torch.func.vjp(pull, *(torch.zeros_like(o) for o, s in zip(outs, smooth, strict=True) if s))[1]
+        moved = iter(transposed(tuple(t for t in tangents if t is not None)))
+        found = tuple(next(moved) if s else None for s in smooth)
+        return found if len(found) > 1 else found[0]
+
     def _by_rows(self, args: Sequence[Any], mapped: Sequence[bool], size: int) -> Any:
         outs = [self(*(a[i] if m else a for a, m in zip(args, mapped, strict=True))) for i in range(size)]
         return tuple(map(torch.stack, zip(*outs, strict=True))) if isinstance(outs[0], tuple) else torch.stack(outs)
@@ -161,10 +180,9 @@ class Op:
 
             @staticmethod
             def jvp(ctx: Any, *tangents: Any) -> Any:
-                if op._jvp is None:
-                    raise NotImplementedError(f"semcom_fast.{op.name} has no forward-mode derivative; use reverse mode")
                 args, outs = _restore(ctx)
-                return op._jvp(args, outs, tangents)
+                found = NotImplemented if op._jvp is None else op._jvp(args, outs, tangents)
+                return op._transposed_backward(args, outs, tangents) if found is NotImplemented else found
 
         class Functorch(Eager):
             generate_vmap_rule = False
@@ -199,8 +217,8 @@ def reference_vjp(fn: Callable, args: Sequence[Any], needs: Sequence[bool], grad
         out = fn(*full)
         return out if isinstance(out, tuple) else (out,)
 
-    outs, pull, *_ = torch.func.vjp(of_wanted, *(args[i] for i in wanted))
-    found = pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outs, grads, strict=True)))
+    pull = torch.func.vjp(of_wanted, *(args[i] for i in wanted))[1]
+    found = pull(tuple(grads))
     result: list[Any] = [None] * len(args)
     for i, g in zip(wanted, found, strict=True):
         result[i] = g

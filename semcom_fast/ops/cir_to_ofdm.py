@@ -140,6 +140,7 @@ _op = Op(
     },
     fake=_fake,
     backward=_backward,
+    vmap="rows",
 )
 
 

@@ -48,8 +48,7 @@ def _fake(y: Tensor, h: Tensor, noise_var: Tensor, mode: int) -> tuple[Tensor, T
 
 
 def _backward(needs, args, outs, grads):
-    pair = [torch.zeros_like(o) if g is None else g for o, g in zip(outs[:2], grads[:2], strict=True)]
-    return reference_vjp(_definition, args, needs, pair)
+    return reference_vjp(_definition, args, needs, grads[:2])
 
 
 _op = Op(
@@ -62,6 +61,7 @@ _op = Op(
     },
     fake=_fake,
     backward=_backward,
+    vmap="rows",
 )
 
 

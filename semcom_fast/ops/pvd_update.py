@@ -185,7 +185,7 @@ def _backward(needs, args, outs, grads):
 def _jvp(args, outs, tangents):
     mean, sample = args[0], args[2]
     if any(t is not None for t in tangents[6:11]):
-        raise NotImplementedError(f"semcom_fast.{_NAME} has no forward-mode derivative in its levels; use reverse mode")
+        return NotImplemented  # levels
     pull, rho, score, amp = _weights(args)
     like = (mean, mean, sample, sample, sample, sample)
     dm, da, ds, dd, dg, dn = (torch.zeros_like(k) if t is None else t for k, t in zip(like, tangents[:6], strict=True))

@@ -126,7 +126,6 @@ def _vjp_fake(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, power, items,
 
 
 def _vjp_backward(needs, args, outs, grads):
-    grads = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outs, grads, strict=True))
     return reference_vjp(_vjp_reference, args, needs, grads)
 
 
@@ -141,17 +140,14 @@ _vjp_op = Op(
     },
     fake=_vjp_fake,
     backward=_vjp_backward,
+    vmap="rows",
 )
 
 
 def _backward(needs, args, outs, grads):
     h, s, alpha, rows, m_form, mode, refuse, power, items, _ = args
     x, norm, _ = outs
-    g = grads[0]
-    nothing = [None] * 7
-    if g is None:
-        return None, None, None, *nothing
-    dh, ds, da = _vjp_op(h, s, alpha, x, norm, g, rows, m_form, mode, refuse, power, items, needs[0], needs[1])
+    dh, ds, da = _vjp_op(h, s, alpha, x, norm, grads[0], rows, m_form, mode, refuse, power, items, needs[0], needs[1])
     grad_h = None
     if needs[0]:
         grad_h = dh.sum(0, keepdim=True) if h.shape[0] == 1 and dh.shape[0] != 1 else dh
@@ -160,7 +156,7 @@ def _backward(needs, args, outs, grads):
         grad_alpha = (
             da.unflatten(0, (alpha.shape[0], -1)).sum(1).to(alpha.dtype) if da.numel() else alpha.new_zeros(alpha.shape)
         )
-    return grad_h, ds if needs[1] else None, grad_alpha, *nothing
+    return grad_h, ds if needs[1] else None, grad_alpha, *[None] * 7
 
 
 _op = Op(
@@ -174,6 +170,7 @@ _op = Op(
     },
     fake=_fake,
     backward=_backward,
+    vmap="rows",
 )
 
 

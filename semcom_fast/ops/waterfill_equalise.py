@@ -92,8 +92,6 @@ def _backward(needs, args, outs, grads):
     y, h, noise_var = args
     if any(needs[1:]):
         return reference_vjp(reference.waterfill_equalise, args, needs, grads)
-    if grads[0] is None:
-        return None, None, None
     back = torch.complex(*grads[0].chunk(2, -1)) * _weight(y, h, noise_var).conj()
     return back.sum_to_size(y.shape), None, None
 
@@ -101,7 +99,7 @@ def _backward(needs, args, outs, grads):
 def _jvp(args, outs, tangents):
     y, h, noise_var = args
     if tangents[1] is not None or tangents[2] is not None:
-        raise NotImplementedError(f"semcom_fast.{_NAME} has a forward-mode derivative in y only; use reverse mode")
+        return NotImplemented  # levels
     moved = _weight(y, h, noise_var) * tangents[0]
     return torch.cat([moved.real, moved.imag], -1), torch.zeros_like(outs[1])
 

@@ -66,7 +66,7 @@ def _backward(needs, args, outs, grads):
 
 def _jvp(args, outs, tangents):
     if tangents[1] is not None or tangents[3] is not None:
-        raise NotImplementedError(f"semcom_fast.{_NAME} has no forward-mode derivative in its levels; use reverse mode")
+        return NotImplemented  # levels
     keep, add = _weights(args)
     out = torch.zeros_like(args[0])
     for factor, t in ((keep, tangents[0]), (add, tangents[2])):

@@ -99,7 +99,7 @@ def _backward(needs, args, outs, grads):
 
 def _jvp(args, outs, tangents):
     if any(tangents[at] is not None for at in (3, *range(_TENSORS, _TENSORS + 4))):
-        raise NotImplementedError(f"semcom_fast.{_NAME} has no forward-mode derivative in its levels; use reverse mode")
+        return NotImplemented  # levels
     out = torch.zeros_like(args[0])
     for at, factor in _weights(args).items():
         if tangents[at] is not None:
