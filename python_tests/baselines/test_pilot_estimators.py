@@ -180,3 +180,12 @@ def test_lasso_arguments(changes, message: str) -> None:
 def test_lasso_refuses_pilots_without_content(fill: float) -> None:
     with pytest.raises(ValueError, match="finite and not all zero"):
         lasso_channel(draw(3, 4, 9), torch.full((16, 9), fill, dtype=torch.complex128), 0.1)
+
+
+@pytest.mark.parametrize("estimate", [rls_channel, lasso_channel])
+def test_received_pilots_that_are_not_finite(estimate) -> None:
+    """The channel is named, not an estimate returned."""
+    y, pilots = draw(3, 4, 5), _qpsk(6, 5)
+    y[1, 2, 0] = complex(float("nan"), 0)
+    with pytest.raises(ValueError, match=rf"{estimate.__name__}: y of channel 1 holds NaN or Inf"):
+        estimate(y, pilots, 0.1)

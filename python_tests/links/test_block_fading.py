@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sf_testing import same_bits
+from sf_testing import draw, same_bits
 
 from semcom_fast.links import channel_nmse, draw_channel, psnr, to_db, transmit
 from semcom_fast.ops import philox_normal
@@ -89,3 +89,14 @@ def test_psnr_and_decibels():
     assert float(psnr(image, image + 0.2)[0]) == pytest.approx(20.0, abs=1e-4)  # peak-to-peak 2, error 0.2
     assert float(psnr(image + 1, image + 5)[0]) == math.inf  # clamped to the scale
     assert to_db(0.1) == pytest.approx(-10) and float(to_db(torch.tensor(100.0))) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), torch.tensor([0.1, -0.1])])
+def test_variances_that_are_none(value):
+    """Refused by name, where a root of them would be NaN or imaginary."""
+    h, x = draw(2, 1, 3, 4, 2), draw(2, 1, 3, 2, 5)
+    with pytest.raises(ValueError, match="transmit: noise_var must be finite and >= 0"):
+        transmit(h, x, value, 1)
+    if not isinstance(value, torch.Tensor):
+        with pytest.raises(ValueError, match="draw_channel: var must be finite and >= 0"):
+            draw_channel(2, 1, 3, 4, 2, seed=1, var=value)

@@ -53,3 +53,9 @@ def test_ssim_equals_scikit_image():
 def test_ssim_needs_room_for_its_window():
     with pytest.raises(ValueError, match="at least 11x11"):
         ssim(_images(side=10), _images(side=10))
+
+
+def test_psnr_of_other_shapes():
+    """Nothing broadcasts: one image is not compared with many."""
+    with pytest.raises(ValueError, match=r"psnr: need images of one shape, got \(3, 1, 8, 8\) and \(1, 1, 8, 8\)"):
+        psnr(torch.zeros(3, 1, 8, 8), torch.zeros(1, 1, 8, 8))

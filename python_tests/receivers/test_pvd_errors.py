@@ -1,5 +1,7 @@
 """What sf.PVD refuses, and how it names what is wrong."""
 
+import copy
+import pickle
 import sys
 
 import numpy as np
@@ -9,6 +11,7 @@ from pvd_toys import GaussianSource, RollEncoder, link
 from sf_testing import draw, same_bits
 
 import semcom_fast as sf
+from semcom_fast.receivers.pvd_results import DivergedError, PVDResult
 
 SMALL = {"J": 3, "Jin": 3, "sigma_max": 5.0, "sigma_min": 0.1}
 ENCODER = RollEncoder(1, 2, 1, 6, torch.float32)
@@ -259,3 +262,55 @@ def test_networks_on_another_device():
     """A codeword on another device is named with both devices."""
     with pytest.raises(TypeError, match=r"cpu.*meta"):
         _pvd(lambda d: ENCODER(d).to("meta")).run(_signal(), 0.05)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_half_precision_is_refused():
+    """The kernels write float32 draws: complex32 memory would be too short for them."""
+    with pytest.raises(TypeError, match=r"complex64 or complex128 tensor, got torch\.complex32"):
+        _pvd().run(_signal().to(torch.complex32), 0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"noise_var": None}, TypeError, "noise_var must be a number or a tensor, got NoneType"),
+        ({"noise_var": "0.1"}, TypeError, "noise_var must be a number or a tensor, got str"),
+        ({"restarts": 1.5}, TypeError, "restarts must be an integer, got 1.5"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
+        ({"seed": 2**64}, ValueError, "seed must be at least .* less than 2.64"),
+        ({"first_item": -1}, ValueError, "first_item must not be negative"),
+        ({"first_item": 2**32}, ValueError, "first_item .* less than 2.32"),
+    ],
+)
+def test_arguments_of_run(wrong, error, message):
+    with pytest.raises(error, match=rf"^PVD\.run: {message}"):
+        _pvd().run(_signal(), **({"noise_var": 0.05} | wrong))
+
+
+@pytest.mark.parametrize("which", ["encoder", "denoiser"])
+def test_detached_networks_are_noticed(which):
+    """A source that moves the codeword and gets no gradient back cannot be found."""
+
+    class Detached(GaussianSource):
+        def __call__(self, x, sigma):
+            mean, var = super().__call__(x, sigma)
+            return mean.detach(), var
+
+    encoder = (lambda d: ENCODER(d.detach())) if which == "encoder" else ENCODER
+    with pytest.warns(UserWarning, match="exactly zero, .* One of them is detached or constant"):
+        _pvd(encoder, denoiser_d=Detached() if which == "denoiser" else None).run(_signal(), 0.05)
+
+
+def test_a_known_codeword_is_not_a_lost_gradient(recwarn):
+    x = ENCODER(draw(4, 1, ENCODER.n, seed=5, dtype=torch.float32))
+    _pvd(lambda d: x).run(_signal(), 0.05)
+    assert not [w for w in recwarn if "exactly zero" in str(w.message)]
+
+
+def test_diverged_error_travels():
+    """Through pickle and copies, to another process or a log."""
+    result = PVDResult(*(torch.ones(1) * k for k in range(5)))
+    error = DivergedError("image 3 diverged", result)
+    for twin in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert str(twin) == "image 3 diverged" and torch.equal(twin.result.energy, result.energy)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..links import channel_nmse, transmit
+from ..links.block_fading import variances
 from ..ops import philox_normal
 
 _PILOT_STEP = 2  # block_fading draws channels with step 0 and noise with step 1 of the same stream
@@ -34,7 +35,7 @@ def lmmse_pilot_channel(y: Tensor, x: Tensor, noise_var: float | Tensor, *, chan
         raise ValueError(f"need y [B,K,Nr,Np] and x [B,U,K,Nt,Np], got {tuple(y.shape)} and {tuple(x.shape)}")
     users, nt = x.shape[1], x.shape[3]
     stacked = x.transpose(1, 2).flatten(2, 3)  # [B,K,M,Np]
-    load = torch.as_tensor(noise_var, device=y.device, dtype=y.real.dtype) / channel_var
+    load = variances("lmmse_pilot_channel", "noise_var", noise_var).to(y.device, y.real.dtype) / channel_var
     gram = stacked @ stacked.mH
     gram = gram + load.reshape(load.shape + (1,) * (4 - load.ndim)) * torch.eye(users * nt, device=y.device)
     # Hhat gram = Y X^H with gram Hermitian: solve for the adjoint instead of inverting.

@@ -1,12 +1,15 @@
 """Regularised least-squares channel estimates: nothing is assumed of the channel but its power."""
 
+import torch
 from torch import Tensor
 
+from ..ops._checks import readable
 from ..ops.lmmse_channel import lmmse_channel
 
 
 def check_pilot_link(name: str, y: Tensor, pilots: Tensor) -> None:
-    """Received pilots [B,Nr,Np] and pilots [Nt,Np] or [B,Nt,Np] fit each other; ValueError or TypeError else."""
+    """Received pilots [B,Nr,Np] and pilots [Nt,Np] or [B,Nt,Np] fit each other, and what was received is finite (looked at
+    in host memory); ValueError or TypeError else."""
     fits = y.ndim == 3 and pilots.ndim in (2, 3) and pilots.shape[-1] == y.shape[-1]
     if not fits or (pilots.ndim == 3 and pilots.shape[0] != y.shape[0]):
         raise ValueError(
@@ -14,6 +17,10 @@ def check_pilot_link(name: str, y: Tensor, pilots: Tensor) -> None:
         )
     if not y.is_complex() or y.dtype is not pilots.dtype:
         raise TypeError(f"{name} needs y and pilots of one complex dtype, got {y.dtype} and {pilots.dtype}")
+    if y.is_cpu and readable(y):
+        bad = ~torch.isfinite(torch.view_as_real(y.resolve_conj())).flatten(1).all(1)
+        if bool(bad.any()):
+            raise ValueError(f"{name}: y of channel {int(bad.nonzero()[0])} holds NaN or Inf")
 
 
 def rls_channel(y: Tensor, pilots: Tensor, noise_var: float | Tensor) -> Tensor:

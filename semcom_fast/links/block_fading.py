@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import blockdiag_apply, philox_normal
+from ..ops._levels import level_tensor
 
 _USER_STREAM = 0
 _CHANNEL_STEP = 0
@@ -26,6 +27,14 @@ def hermitian_root(cov: Tensor) -> Tensor:
     if values.min() < -tolerance:
         raise ValueError(f"a covariance must not have negative eigenvalues, got {float(values.min()):.3g}")
     return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mH
+
+
+def variances(op: str, name: str, value: float | Tensor) -> Tensor:
+    """As a tensor; in host memory, where looking costs nothing, every entry is finite and >= 0."""
+    level = level_tensor(op, name, value)
+    if level.is_cpu and not bool(((level >= 0) & torch.isfinite(level)).all()):
+        raise ValueError(f"{op}: {name} must be finite and >= 0, got {value}")
+    return level
 
 
 def draw_channel(
@@ -58,7 +67,11 @@ def draw_channel(
 
     Returns:
         h [B,U,K,Nr,Nt], complex.
+
+    Raises:
+        ValueError: var negative or not finite; a covariance that is not Hermitian or not non-negative.
     """
+    variances("draw_channel", "var", var)
     h = philox_normal(
         (batch, users, blocks, nr, nt),
         seed=seed,
@@ -89,6 +102,9 @@ def transmit(h: Tensor, x: Tensor, noise_var: float | Tensor, seed: int, *, firs
     Returns:
         y [B,K,Nr,T].
 
+    Raises:
+        ValueError: shapes disagree; a noise variance that is negative or not finite.
+
     Source: "Blind MIMO Semantic Communication via Parallel Variational Diffusion", eqs. (1), (2), (45).
     """
     clean = blockdiag_apply(h, x)
@@ -101,5 +117,6 @@ def transmit(h: Tensor, x: Tensor, noise_var: float | Tensor, seed: int, *, firs
         dtype=clean.dtype,
         device=clean.device,
     )
-    scale = torch.as_tensor(noise_var, device=clean.device, dtype=clean.real.dtype).sqrt()
+    level = variances("transmit", "noise_var", noise_var)
+    scale = level.to(device=clean.device, dtype=clean.real.dtype).sqrt()
     return clean + noise * scale.reshape(scale.shape + (1,) * (clean.ndim - scale.ndim))

@@ -39,7 +39,12 @@ def psnr(
 
     Recovered values are clamped to the scale first; the mean squared error is taken over all dims but the first.
     Averages over images are taken over these decibels; `cap_db` keeps identical images from making them infinite.
+
+    Raises:
+        ValueError: images of different shapes.
     """
+    if images.shape != recovered.shape:
+        raise ValueError(f"psnr: need images of one shape, got {tuple(images.shape)} and {tuple(recovered.shape)}")
     error = (recovered.clamp(low, high) - images).flatten(1).square().mean(1)
     return (-10.0 * torch.log10(error / (high - low) ** 2)).clamp_max(cap_db)
 

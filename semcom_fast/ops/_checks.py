@@ -20,23 +20,29 @@ def real_dtype(t: Tensor) -> torch.dtype:
     return torch.float32 if t.dtype is torch.complex64 else torch.float64 if t.dtype is torch.complex128 else t.dtype
 
 
-def same_kind(op: str, dtypes: tuple[torch.dtype, ...], names: str, *tensors: Tensor | None) -> None:
-    """All tensors share one of `dtypes` and one device; `names` lists them for the message, None is skipped."""
-    first = tensors[0]
+def same_kind(op: str, dtypes: tuple[torch.dtype, ...], names: str, *tensors: Tensor | None, optional: int = 0) -> None:
+    """All tensors share one of `dtypes` and one device; `names` lists them for the message. The last `optional` ones may be
+    None."""
+    first, required = tensors[0], len(tensors) - optional
     try:
         dtype, on_cpu = first.dtype, first.is_cpu  # type: ignore[union-attr]
         good = dtype in dtypes
-        for t in tensors[1:]:  # `is_cpu` costs a quarter of comparing devices
-            if t is not None and (t.dtype is not dtype or not (t.is_cpu if on_cpu else t.device == first.device)):  # type: ignore[union-attr]
+        for t in tensors[1:required]:  # `is_cpu` costs a quarter of comparing devices
+            if t.dtype is not dtype or not (t.is_cpu if on_cpu else t.device == first.device):  # type: ignore[union-attr]
+                good = False
+        for t in tensors[required:]:
+            if t is not None and (t.dtype is not dtype or t.device != first.device):  # type: ignore[union-attr]
                 good = False
     except AttributeError:
         good = False
     if not good:
-        raise _kind_error(op, dtypes, dict(zip(names.split(), tensors, strict=True)))
+        given = dict(zip(names.split(), tensors, strict=True))
+        require_tensors(op, **dict(list(given.items())[:required]))
+        raise _kind_error(op, dtypes, given)
 
 
 def require_tensors(op: str, **operands: object) -> None:
-    """Required operands are tensors; `same_kind` lets None pass for the sake of optional ones."""
+    """Operands are tensors; what is missing or something else is named."""
     for name, t in operands.items():
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {'None' if t is None else type(t).__name__}")
@@ -58,7 +64,7 @@ def _kind_error(op: str, dtypes: tuple[torch.dtype, ...], tensors: dict[str, Ten
             return TypeError(f"{op}: {name} is {t.dtype} but {first_name} is {first.dtype}; nothing is cast silently")
         elif t.device != first.device:
             return ValueError(f"{op}: {name} is on {t.device} but {first_name} is on {first.device}")
-    return TypeError(f"{op}: {next(iter(tensors))} must be a tensor, got None")
+    raise AssertionError("all of one kind")
 
 
 def shape_error(op: str, need: str, **tensors: Tensor) -> ValueError:

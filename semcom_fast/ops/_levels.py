@@ -37,11 +37,11 @@ def check_draw(op: str, seed: Any = 0, step: Any = 0, stream: Any = 0, first_ite
 
 
 def level_tensor(op: str, name: str, value: Any) -> Tensor:
-    """A level as a tensor; numbers and arrays in host memory, whatever torch's default device is."""
+    """A level as a tensor; numbers (in float64) and arrays in host memory, whatever torch's defaults are."""
     if isinstance(value, Tensor):
         return value
     try:
-        return torch.as_tensor(value, device="cpu")
+        return torch.as_tensor(value, dtype=None if isinstance(value, np.ndarray) else torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(value).__name__}") from None
 

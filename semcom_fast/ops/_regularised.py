@@ -137,7 +137,7 @@ def prepare(
     power_dims: int | None = None,
 ) -> Call:
     """Check the operands of a precoder and flatten their leading dimensions."""
-    _checks.same_kind(op, _checks.COMPLEX, "h s", h, s)
+    _checks.same_kind(op, _checks.COMPLEX, "h s", h, s, optional=1)
     hs = h.shape
     if len(hs) < 2 or 0 in hs[-2:]:
         raise _checks.shape_error(op, need + ", K and M at least 1", h=h)

@@ -149,7 +149,7 @@ def elbo_reduce(
     Estimation via Variational Bayesian Inference"; the constant of (37) is dropped.
     """
     _checks.require_tensors(_NAME, eps=eps, h=h, yv=yv)
-    _checks.same_kind(_NAME, _checks.COMPLEX, "eps h yv noise", eps, h, yv, noise)
+    _checks.same_kind(_NAME, _checks.COMPLEX, "eps h yv noise", eps, h, yv, noise, optional=1)
     at = _pilots.check_steps(_NAME, steps)
     like = (h.shape[0], len(at), *h.shape[1:]) if h.ndim == 3 else None
     ok = like is not None and eps.ndim == 5 and (*eps.shape[:2], *eps.shape[3:]) == like and yv.ndim == 3

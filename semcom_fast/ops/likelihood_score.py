@@ -221,7 +221,7 @@ def likelihood_score(
 
     Source: equations (36), (42) and (43) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
-    _checks.same_kind(_NAME, _checks.COMPLEX, "y h x probe", y, h, x, probe)
+    _checks.same_kind(_NAME, _checks.COMPLEX, "y h x probe", y, h, x, probe, optional=1)
     ys, hs, xs = y.shape, h.shape, x.shape
     plain_batch = len(ys) == 4 and len(hs) == len(xs) == 5 and hs[:3] == xs[:3] and hs[4] == xs[3] and ys[3] == xs[4]
     lead: torch.Size

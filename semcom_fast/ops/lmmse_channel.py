@@ -55,7 +55,7 @@ def lmmse_channel(
     Source: the LMMSE baselines of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", Table I, and
     of "Scenario-Adaptive MU-MIMO OFDM Semantic Communication With Asymmetric Neural Network".
     """
-    _checks.same_kind(_NAME, _checks.COMPLEX, "y pilots cov", y, pilots, cov)
+    _checks.same_kind(_NAME, _checks.COMPLEX, "y pilots cov", y, pilots, cov, optional=1)
     nt = pilots.shape[-2] if pilots.ndim > 1 else -1
     slots = y.shape[-1] if y.ndim > 1 else 0
     if nt < 1 or slots < 1 or slots != pilots.shape[-1] or (cov is not None and cov.shape[-2:] != (nt, nt)):

@@ -89,12 +89,14 @@ _op = Op(
 
 
 def _check_levels(noise_var: Level, alpha_bar: Level, beta: Level) -> None:
-    """Numbers are looked at here, tensors give results that are not finite."""
+    """What may be looked at: numbers, and the entries of tensors in host memory."""
     _pilots.positive_rows(_NAME, "noise_var", noise_var)
-    if _levels.is_number(alpha_bar) and not 0 < alpha_bar < 1:
-        raise ValueError(f"{_NAME}: alpha_bar must lie between 0 and 1, got {alpha_bar}")
-    if _levels.is_number(beta) and not 0 <= beta < 1:
-        raise ValueError(f"{_NAME}: beta must lie in [0, 1), got {beta}")
+    for name, level, low, closed in (("alpha_bar", alpha_bar, "(0", False), ("beta", beta, "[0", True)):
+        if isinstance(level, Tensor) and not (level.is_cpu and _checks.readable(level)):
+            continue
+        inside = (level >= 0 if closed else level > 0) & (level < 1)
+        if not (inside.all() if isinstance(inside, Tensor) else inside):
+            raise ValueError(f"{_NAME}: {name} must lie in {low}, 1), got {level}")
 
 
 @array_function

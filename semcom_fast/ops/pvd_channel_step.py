@@ -248,7 +248,7 @@ def pvd_channel_step(
     Source: equations (31)-(36), (38) and (43) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
     names = "mean y x anchor sample probe noise"
-    _checks.same_kind(_NAME, _checks.COMPLEX, names, mean, y, x, anchor, sample, probe, noise)
+    _checks.same_kind(_NAME, _checks.COMPLEX, names, mean, y, x, anchor, sample, probe, noise, optional=2)
     levels = (sigma, sigma_above, zeta, score_var, next_var, var)
     state = {"mean": mean, "anchor": anchor, "sample": sample, "noise": noise}
     _check(state, {"y": y, "x": x, "probe": probe}, levels)

@@ -293,7 +293,7 @@ def pvd_update(
     Source: equations (31)-(36) of "Blind MIMO Semantic Communication via Parallel Variational Diffusion".
     """
     names = "mean anchor sample denoised score noise"
-    _checks.same_kind(_NAME, _checks.ANY, names, mean, anchor, sample, denoised, score, noise)
+    _checks.same_kind(_NAME, _checks.ANY, names, mean, anchor, sample, denoised, score, noise, optional=1)
     if not (anchor.shape == mean.shape == sample.shape == denoised.shape == score.shape and noise is None):
         _check_shapes(mean, {"sample": sample, "denoised": denoised, "score": score, "noise": noise}, anchor)
     levels = (sigma, sigma_above, zeta, score_var, next_var)

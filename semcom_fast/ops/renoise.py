@@ -101,13 +101,13 @@ def renoise(
         [B,S,Nr,Nt] like h.
 
     Raises:
-        ValueError: shapes disagree, a step outside the table, alpha_bar outside [0, 1], neither seed nor noise; on the
+        ValueError: shapes disagree, a step outside the table, alpha_bar outside (0, 1], neither seed nor noise; on the
             CPU a channel that is not finite (it is named).
 
     Source: equation (36) of "Mixture-of-Experts Diffusion Models for Adaptive Massive MIMO Channel Estimation via
     Variational Bayesian Inference".
     """
-    _checks.same_kind(_NAME, _checks.COMPLEX, "h noise", h, noise)
+    _checks.same_kind(_NAME, _checks.COMPLEX, "h noise", h, noise, optional=1)
     at = _pilots.check_steps(_NAME, steps)
     if h.ndim != 3 or (noise is not None and noise.shape != (h.shape[0], len(at), *h.shape[1:])):
         given = {"h": h} if noise is None else {"h": h, "noise": noise}

@@ -181,7 +181,7 @@ def waterfill_step(
     Algorithm 3 compares variances.
     """
     _checks.require_tensors(_NAME, g=g, x0=x0, f=f, d=d)
-    _checks.same_kind(_NAME, _checks.REAL, "g f d noise", g, f, d, noise)
+    _checks.same_kind(_NAME, _checks.REAL, "g f d noise", g, f, d, noise, optional=1)
     _waterfill.check_predictions(_NAME, g, x0=x0, x0_uncond=x0_uncond, x0_prev=x0_prev)
     _waterfill.check_state(_NAME, f, d, g=g, x0=x0, x0_uncond=x0_uncond, x0_prev=x0_prev, noise=noise)
     _waterfill.check_level(_NAME, "beta_t", beta_t, g)

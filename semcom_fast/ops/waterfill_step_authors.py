@@ -135,7 +135,7 @@ def waterfill_step_authors(
     Image Transmission"; it departs from Algorithm 3 as said above.
     """
     _checks.require_tensors(_NAME, f=f, g=g, d=d, x0=x0)
-    _checks.same_kind(_NAME, _checks.REAL, "f g d noise", f, g, d, noise)
+    _checks.same_kind(_NAME, _checks.REAL, "f g d noise", f, g, d, noise, optional=1)
     _waterfill.check_predictions(_NAME, f, x0=x0)
     _waterfill.check_state(_NAME, f, d, g=g, x0=x0, noise=noise)
     for name, value, known in (("topup", topup, TOPUPS), ("base", base, BASES)):

@@ -40,6 +40,9 @@ class DivergedError(ValueError):
         super().__init__(message)
         self.result = result
 
+    def __reduce__(self) -> tuple[type, tuple[str, PVDResult]]:
+        return type(self), (str(self), self.result)
+
 
 def choose(h: Tensor, d: Tensor, energy: Tensor, images: int, restarts: int) -> PVDResult:
     """Keep the restart with the smallest residual energy; a non-finite one counts as infinite."""

@@ -143,7 +143,7 @@ class Run:
         # torch's cotangent of a real loss is twice the Wirtinger score: the 2 of G_X is taken out of s
         score_d = pull_d(score_x)
         if n == 0:
-            pull_d.warn_if_lost(score_x, score_d)
+            pull_d.warn_if_lost(score_x, score_d, probe)
         self._move(self.d, d0, score_d, 0.5 * s, move)
 
     def _step_channel(

@@ -36,13 +36,20 @@ class Pullback:
         pulled = torch.autograd.grad(self._out, self._leaf, cotangent, allow_unused=True)[0]
         return self._then(torch.zeros_like(self._leaf) if pulled is None else pulled)
 
-    def warn_if_lost(self, cotangent: Tensor, pulled: Tensor) -> None:
-        """A network that is differentiable and yet passes nothing back: some compiled ones do so without a word."""
-        if self._out.requires_grad and pulled.device.type == "cpu" and bool(cotangent.any()) and not bool(pulled.any()):
-            warnings.warn(
-                "PVD: the gradient through encoder and denoiser_d is exactly zero, so the source cannot be found. "
+    def warn_if_lost(self, cotangent: Tensor, pulled: Tensor, moved: Tensor | None) -> None:
+        """Networks that pass nothing back: detached ones, and some compiled ones, which say nothing themselves. `moved` is
+        how far another source moves `out`: a codeword that no source moves is a known one."""
+        if pulled.device.type != "cpu" or not (self._out.requires_grad or (moved is not None and bool(moved.any()))):
+            return
+        if bool(cotangent.any()) and not bool(pulled.any()):
+            why = (
                 "torch.compile loses those of some complex-valued networks under autocast: compile in float32, or do not "
-                "compile the encoder",
+                "compile the encoder"
+                if self._out.requires_grad
+                else "One of them is detached or constant: look for torch.no_grad, inference_mode, .detach or .data inside"
+            )
+            warnings.warn(
+                f"PVD: the gradient through encoder and denoiser_d is exactly zero, so the source cannot be found. {why}",
                 stacklevel=2,
             )
 

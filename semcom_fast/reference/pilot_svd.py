@@ -16,7 +16,7 @@ class PilotSVD(NamedTuple):
     def project(self, y: Tensor) -> Tensor:
         """Received pilots in the decomposition's basis: Y [..., Nr, Np] -> Y V [..., Nr, r].
 
-        Formed in double precision and rounded once, so that a row does not depend on the batch it is in.
+        Formed in double precision by torch's own product and rounded once.
         """
         if y.ndim < 2 or y.shape[-1] != self.v.shape[-2]:
             raise ValueError(f"PilotSVD.project: need y [..., Nr, {self.v.shape[-2]}], got {tuple(y.shape)}")
@@ -29,4 +29,4 @@ def pilot_svd(pilots: Tensor) -> PilotSVD:
     """The decomposition in double precision, rounded once to the dtype of `pilots`."""
     u, s, vh = torch.linalg.svd(pilots.to(torch.complex128), full_matrices=False)
     real = torch.float32 if pilots.dtype is torch.complex64 else torch.float64
-    return PilotSVD(u.to(pilots.dtype).contiguous(), s.to(real), vh.mH.to(pilots.dtype).contiguous())
+    return PilotSVD(u.to(pilots.dtype).contiguous(), s.to(real), vh.mH.to(pilots.dtype).resolve_conj().contiguous())

@@ -1,0 +1,94 @@
+"""What kind of thing an argument may be: operands, numbers, levels, seeds and counters; every message names the argument."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from op_samples import public_calls
+from sf_testing import draw
+
+import semcom_fast as sf
+
+SAMPLES = public_calls("cpu")
+OPTIONAL = ("noise", "probe", "x0_uncond", "x0_prev", "gamma", "v")
+REQUIRED = [(name, k) for name, (_, given) in SAMPLES.items() for k in given if k not in OPTIONAL]
+
+
+@pytest.mark.parametrize("name, operand", REQUIRED, ids=str)
+def test_missing_operands_are_named(name, operand):
+    """None for an operand that is needed."""
+    function, given = SAMPLES[name]
+    if name == "rzf_precode" and operand == "s":
+        pytest.skip("without symbols it is rzf_matrix")
+    with pytest.raises(TypeError, match=rf"^{name.split()[0]}: .*{operand} (are|must be)"):
+        function(**(given | {operand: None}))
+
+
+@pytest.mark.parametrize("value", [math.nan, np.float32("nan"), np.float64("inf"), 0, -1.0, np.int64(-2)])
+def test_power_that_is_no_power(value):
+    h, s = draw(3, 2, 2), draw(3, 2)
+    with pytest.raises(ValueError, match="power must be positive and finite"):
+        sf.rzf_precode(h, s, 0.1, power=value)
+    with pytest.raises(ValueError, match="power must be positive and finite"):
+        sf.power_normalise(h, power=value)
+
+
+@pytest.mark.parametrize("value", ["2", None, torch.tensor(2.0), torch.tensor(2.0, requires_grad=True), 1 + 0j])
+def test_numbers_that_no_tensor_can_stand_for(value):
+    """They have no gradient, which nobody should miss in silence."""
+    h, probe = draw(3, 2, 2), torch.ones(3, 1)
+    calls = {
+        "power": lambda: sf.power_normalise(h, power=value),
+        "x_energy": lambda: sf.pvd_calibrate(0.1, probe, probe, probe[:, 0], x_energy=value, nr=2, count=4),
+        "eta": lambda: sf.dirichlet_responsibilities(probe, probe, 1.0, eta=value),
+        "delay_spread": lambda: sf.cdl_channels("A", 2, nr=1, nt=1, seed=0, delay_spread=value),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            call()
+
+
+@pytest.mark.parametrize("steps", [[2.7], [1.0, 2.0], ["1"]])
+def test_steps_are_integers(steps):
+    with pytest.raises(TypeError, match="renoise: steps must be integers"):
+        sf.renoise(draw(2, 3, 4), steps, [0.9] * 4, seed=1)
+
+
+@pytest.mark.parametrize("name", ["step", "stream", "first_item"])
+@pytest.mark.parametrize("value", [-1, 2**32])
+def test_counters_do_not_wrap(name, value):
+    with pytest.raises(ValueError, match=rf"philox_normal: {name} must"):
+        sf.philox_normal((2, 3), seed=1, **{name: value})
+
+
+def test_seeds():
+    """64 bits of either sign, and nothing else."""
+    for value in (1.5, "1", torch.nn.Identity()):
+        with pytest.raises(TypeError, match="seed must be an integer"):
+            sf.philox_normal((2,), seed=value)
+    for value in (-(2**63) - 1, 2**64):
+        with pytest.raises(ValueError, match="seed must be at least"):
+            sf.philox_normal((2,), seed=value)
+    assert torch.equal(sf.philox_normal((2,), seed=-1), sf.philox_normal((2,), seed=np.uint64(2**64 - 1)))
+
+
+@pytest.mark.parametrize("name, value", [("beta", -0.5), ("beta", 1.0), ("alpha_bar", 0.0), ("alpha_bar", 1.5)])
+def test_posterior_levels_in_tensors(name, value):
+    """Looked at like numbers where they lie in host memory."""
+    h, eps, w, svd = draw(2, 3, 4), draw(2, 1, 3, 4), torch.ones(2, 1).double(), sf.pilot_svd(draw(4, 5))
+    levels = {"noise_var": 0.1, "alpha_bar": 0.5, "beta": 0.1} | {name: torch.tensor([0.3, value]).double()}
+    with pytest.raises(ValueError, match=f"pilot_posterior_step: {name} must lie in"):
+        sf.pilot_posterior_step(h, eps, w, svd.project(draw(2, 3, 5)), svd, **levels)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(2)])
+def test_numpy_numbers_are_noise_levels(number):
+    y, h, x = draw(2, 3, 4, 5), draw(2, 1, 3, 4, 2), draw(2, 1, 3, 2, 5)
+    got = sf.likelihood_score(y, h, x, number)
+    assert torch.equal(got.score_h, sf.likelihood_score(y, h, x, float(number)).score_h)
+
+
+def test_decompositions_are_plain_memory():
+    for dtype in (torch.complex64, torch.complex128):
+        assert not any(t.is_conj() for t in sf.pilot_svd(draw(4, 5, dtype=dtype)))
