@@ -128,11 +128,15 @@ def test_past_32_bit_offsets(name, place, dtype):
 
 @on_gpu
 def test_second_device(name, place, dtype):
-    """Tensors on cuda:1 while the current device is 0; the current device stays."""
+    """Tensors on cuda:1 while the current device is 0, and the other way round; the current device stays."""
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device only")
-    gpu_checks.on_another_device(name, dtype, place, place._replace(device="cuda:1"))
+    other = place._replace(device="cuda:1")
+    gpu_checks.on_another_device(name, dtype, place, other)
     assert torch.cuda.current_device() == 0
+    with torch.cuda.device(1):
+        gpu_checks.on_another_device(name, dtype, other, place)
+        assert torch.cuda.current_device() == 1
 
 
 BOTH = [name for name in TABLE if {"cuda", "triton"} <= set(OPS[name].homes)]

@@ -187,8 +187,8 @@ BAD = {
     "start NaN": (
         lambda: _with(start=torch.full((5, NR, NT), torch.nan, dtype=torch.complex64)), ValueError, "start of item 0"
     ),
-    "seed": (lambda: _with(seed=None), ValueError, "seed and first_item must be integers"),
-    "first_item": (lambda: _with(first_item=-1), ValueError, "seed and first_item must be integers"),
+    "seed": (lambda: _with(seed=None), TypeError, "seed and first_item must be integers"),
+    "first_item": (lambda: _with(first_item=-1), ValueError, "first_item must not be negative"),
 }  # fmt: skip
 
 

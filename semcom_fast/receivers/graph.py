@@ -57,15 +57,20 @@ def _side(device: int) -> torch.cuda.Stream:
 
 def record(update: Callable[[], None]) -> Callable[[], None]:
     """Capture `update`, which has run before (so that nothing is compiled or first set up now); returns its replay."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=_side(torch.cuda.current_device())):
-        update()
+    graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=_side(here.device_index)):
+            update()
+    except BaseException:
+        torch.cuda.set_stream(here)  # a capture that fails at its end leaves its own stream current
+        raise
     return graph.replay
 
 
 def warm_up(update: Callable[[], None]) -> None:
     """Run `update` once beside the current stream, as a capture wants it."""
-    here, side = torch.cuda.current_stream(), _side(torch.cuda.current_device())
+    here = torch.cuda.current_stream()
+    side = _side(here.device_index)
     side.wait_stream(here)
     with torch.cuda.stream(side):
         update()
