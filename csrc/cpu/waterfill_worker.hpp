@@ -20,8 +20,8 @@ struct waterfill_row {
     ddim = ddim_weights::from(beta_t, beta_s);
     const double guidance = a.uncond ? at(a.guidance, 0, b, g) : 1, ratio = a.prev ? at(a.ratio, 0, b, g) : 1;
     weights = prediction_weights<T>::from(guidance, ratio);
-    valid = beta_s >= 0 && beta_s <= 1 && beta_t >= 0 && beta_t <= 1 && (beta_t > 0 || beta_s == 0) &&
-            guidance - guidance == 0 && ratio == ratio && ratio != 0;
+    valid = beta_s >= 0 && beta_s <= 1 && beta_t >= 0 && beta_t <= 1 && guidance - guidance == 0 && ratio == ratio &&
+            ratio != 0;
   }
 
   // Weights and waiting symbols of a run; false if a level of d is not one.

@@ -92,3 +92,23 @@ def test_numpy_numbers_are_noise_levels(number):
 def test_decompositions_are_plain_memory():
     for dtype in (torch.complex64, torch.complex128):
         assert not any(t.is_conj() for t in sf.pilot_svd(draw(4, 5, dtype=dtype)))
+
+
+LEVELS = {"sigma": 0.5, "sigma_above": 0.7, "zeta": 0.1, "score_var": 1.0}
+WRONG = [
+    ({"sigma": 2.0}, "sigma must not be above sigma_above, got 2.0 and 0.7"),
+    ({"sigma": 0.0}, "sigma must be positive and finite, got 0.0"),
+    ({"zeta": math.nan}, "zeta must be finite, got nan"),
+    ({"next_var": -1.0}, "next_var must be finite and >= 0, got -1.0"),
+    ({"score_var": np.float32(-1)}, "score_var must be positive and finite, got -1.0"),
+]
+
+
+@pytest.mark.parametrize("wrong, message", WRONG)
+def test_levels_of_an_inner_iteration(wrong, message):
+    """Numbers are looked at alone and together, and named."""
+    state, channel = SAMPLES["pvd_update"][1], SAMPLES["pvd_channel_step"][1]
+    with pytest.raises(ValueError, match=f"pvd_update: {message}"):
+        sf.pvd_update(**state, **(LEVELS | wrong))
+    with pytest.raises(ValueError, match=f"pvd_channel_step: {message}"):
+        sf.pvd_channel_step(**channel, **(LEVELS | wrong), seed=1)

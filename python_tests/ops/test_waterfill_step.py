@@ -120,7 +120,8 @@ def test_zero_level_returns_the_state(dtype, backend):
     """beta_t = 0 is the end of a run: g comes back bit for bit, per item when the level is [B]."""
     args = _state((3, 16), dtype)
     for zero in (0.0, 0, torch.tensor(0.0), torch.zeros(3)):
-        same_bits(sf.waterfill_step(*args[:4], zero, 0.0, noise=args[4]), args[0], "beta_t = 0")
+        for last in (0.0, 0.5):
+            same_bits(sf.waterfill_step(*args[:4], zero, last, noise=args[4]), args[0], "beta_t = 0")
     t, s = torch.tensor([0.5, 0.0, 0.7]), torch.tensor([0.2, 0.0, 0.0])
     got, _ = _check_step(args, t, s, f"step with an item at its end {backend}")
     same_bits(got[1], args[0][1], "beta_t[1] = 0")

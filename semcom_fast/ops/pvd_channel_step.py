@@ -15,7 +15,7 @@ from . import _blocks, _checks, _levels
 from ._arrays import array_function
 from ._register import OPS, Op, reference_vjp
 from .likelihood_score import _backward as score_backward
-from .pvd_update import _drawing
+from .pvd_update import _drawing, check_numbers
 
 if TYPE_CHECKING:
     from jaxtyping import Complex
@@ -182,11 +182,9 @@ def _check(
     if not ok:
         given = {name: t for name, t in (signals | state).items() if t is not None}
         raise _checks.shape_error(_NAME, _NEED, **given)
+    check_numbers(_NAME, dict(zip(_LEVELS, levels, strict=True)))
     for name, level in zip(_LEVELS, levels, strict=True):
-        if type(level) is float or type(level) is int:
-            if name not in ("zeta", "next_var"):
-                _checks.positive_level(_NAME, name, level)
-        elif level is not None:
+        if level is not None and not _levels.is_number(level):
             _levels.check(_NAME, name, level, tuple(mean.shape[:2]), mean.device)
 
 

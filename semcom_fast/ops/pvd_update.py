@@ -234,13 +234,27 @@ def _check_shapes(mean: Tensor, many: dict[str, Tensor | None], anchor: Tensor) 
         raise _checks.shape_error(_NAME, need, mean=mean, anchor=anchor, **given)
 
 
+def check_numbers(op: str, levels: dict[str, Level | None]) -> None:
+    """Levels that are numbers mean something, alone and together; entries of tensors are the kernel's to check."""
+    for name, level in levels.items():
+        if not _levels.is_number(level):
+            continue
+        if name == "zeta" and not math.isfinite(level):  # type: ignore[arg-type]
+            raise ValueError(f"{op}: zeta must be finite, got {level}")
+        if name == "next_var" and not 0 <= level < math.inf:  # type: ignore[operator]
+            raise ValueError(f"{op}: next_var must be finite and >= 0, got {level}")
+        if name not in ("zeta", "next_var"):
+            _checks.positive_level(op, name, level)
+    sigma, above = levels["sigma"], levels["sigma_above"]
+    if _levels.is_number(sigma) and _levels.is_number(above) and sigma > above:  # type: ignore[operator]
+        raise ValueError(f"{op}: sigma must not be above sigma_above, got {sigma} and {above}")
+
+
 def _check_levels(mean: Tensor, sample: Tensor, levels: tuple[Level | None, ...]) -> None:
-    """Numbers are positive where they must be; tensors align with the leading dims. Entries are the kernel's to check."""
+    """Numbers mean something; tensors align with the leading dims."""
+    check_numbers(_NAME, dict(zip(_LEVELS, levels, strict=True)))
     for name, level in zip(_LEVELS, levels, strict=True):
-        if type(level) is float or type(level) is int:
-            if name not in ("zeta", "next_var"):
-                _checks.positive_level(_NAME, name, level)
-        elif level is not None:
+        if level is not None and not _levels.is_number(level):
             stacked = name == "score_var" and sample.ndim > mean.ndim and getattr(level, "ndim", 0) == 2
             lead = tuple((sample if stacked else mean).shape[:2])
             _levels.check(_NAME, name, level, lead, mean.device)
@@ -297,7 +311,13 @@ def pvd_update(
     if not (anchor.shape == mean.shape == sample.shape == denoised.shape == score.shape and noise is None):
         _check_shapes(mean, {"sample": sample, "denoised": denoised, "score": score, "noise": noise}, anchor)
     levels = (sigma, sigma_above, zeta, score_var, next_var)
-    if not (_all_numbers(*levels) and 0 < sigma < math.inf and 0 < sigma_above < math.inf and 0 < score_var < math.inf):
+    if not (
+        _all_numbers(*levels)
+        and 0 < sigma <= sigma_above < math.inf
+        and 0 < score_var < math.inf
+        and math.isfinite(zeta)
+        and next_var is None
+    ):
         _check_levels(mean, sample, levels)
     _levels.check_draw(_NAME, seed, step, stream, first_item)
     if next_var is not None and _levels.is_number(next_var) and next_var == 0:
