@@ -6,9 +6,10 @@ python tools/results_table.py           rewrite the pages
 python tools/results_table.py --check   exit 1 when a page differs from the CSV files
 """
 
+import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,10 @@ def filled(text: str) -> str:
     return PLACE.sub(fill, text)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
+    check = parser.parse_args(argv).check
     stale = []
     for page in PAGES:
         path = ROOT / page
@@ -56,9 +60,9 @@ def main() -> int:
         new = filled(text)
         if new != text:
             stale.append(page)
-            if "--check" not in sys.argv:
+            if not check:
                 path.write_text(new)
-    if stale and "--check" in sys.argv:
+    if stale and check:
         print(f"{', '.join(stale)}: not what benchmarks/results says; run python tools/results_table.py")
         return 1
     return 0

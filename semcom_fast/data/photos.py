@@ -170,7 +170,8 @@ class PhotoCrops:
         if not missing:
             return
         flags = [f"--{name}" for name in self.sets if name != "default"]
-        hint = '; photos="bundled" tests on photographs inside scikit-image and scikit-learn' if split == "test" else ""
+        hint = '; or take those inside scikit-image and scikit-learn: --photos bundled (photos="bundled" in Python)'
+        hint = hint if split == "test" else ""
         raise FileNotFoundError(
             f"{len(missing)} photographs of the {split} split are not in {self.root} (first: {missing[0].name}.jpg): "
             f"fetch them with {' '.join([SCRIPT, *flags])} of the source tree{hint}"

@@ -1,5 +1,6 @@
 """The command line of this system: what `semcom-fast demo|run|sweep|train blind-mimosc` take and do."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -8,16 +9,26 @@ from ..evaluation import where
 from ..execution import add_execution, use_threads
 from . import run_preset, sweep, train_channel, train_photos
 from .demo import DemoSettings, run_demo
+from .evaluate_photos import NEED_TRAINING_CROPS, training_crops_missing
 from .experiment import Link, send_and_receive, summarise
 from .measures import pixel_variance
 from .networks import load_denoiser, load_encoder
+from .paper_nets import RANDOM
+from .photo_reception import RECEIVERS
 from .photo_settings import PARTS
-from .presets import CROPS
+from .presets import CROPS, PRESETS
 from .report_photos import PhotoRunSettings, run_photos
 from .train import ENCODERS, train_all
 
 DIGITS, CHANNEL, PHOTOS = "digits", "channel", "photos"
 SNR_DB = 10.0
+# Options of one kind of run alone.
+DIGITS_ONLY = ("users", "blocks", "nr", "nt", "slots")
+PHOTOS_ONLY = ("receivers", "bf16", "out")
+PRESET_ONLY = ("nets", "size", "steps", "orientation", "device", "limit", "memory")
+# Options of one kind of training alone.
+CHANNEL_ONLY = ("correlation", "cdl", "nr", "nt", "head")
+CODEC_ONLY = ("symbols", "slots")
 
 
 def _reception(parser: ArgumentParser) -> None:
@@ -63,23 +74,63 @@ def add_run(parser: ArgumentParser) -> None:
         "--images", type=_images, default=24, metavar="N|photos",
         help="held-out digits to send; or photos: 32x32 grey crops of held-out photographs, with all baselines",
     )  # fmt: skip
-    parser.add_argument("--starts", type=int, default=1, help="restarts per digit, the best by residual energy kept")
-    parser.add_argument("--users", type=int, default=link.users)
-    parser.add_argument("--blocks", type=int, default=link.blocks, metavar="K")
-    parser.add_argument("--nr", type=int, default=link.nr)
-    parser.add_argument("--nt", type=int, default=link.nt)
-    parser.add_argument("--slots", type=int, default=link.slots, metavar="T")
+    parser.add_argument(
+        "--starts", type=int, default=1, help="restarts per digit or transmission, the best by residual energy kept"
+    )
+    only = parser.add_argument_group("with digits")
+    only.add_argument("--users", type=int, default=link.users)
+    only.add_argument("--blocks", type=int, default=link.blocks, metavar="K")
+    only.add_argument("--nr", type=int, default=link.nr)
+    only.add_argument("--nt", type=int, default=link.nt)
+    only.add_argument("--slots", type=int, default=link.slots, metavar="T")
     only = parser.add_argument_group("with --images photos (K, Nr, Nt, T = 8, 8, 2, 16)")
     only.add_argument("--crops", type=int, help=f"held-out crops (default: {photos.crops}; with --preset {CROPS})")
     only.add_argument(
         "--photos", choices=("bundled", "fetched", "all"), default=photos.photos,
-        help="test photos: inside scikit-image and scikit-learn, those tools/get_photos.sh fetched, or both",
+        help="test photos: inside scikit-image and scikit-learn, those tools/get_photos.sh fetched, or both "
+        "(default: %(default)s)",
     )  # fmt: skip
-    only.add_argument("--receivers", nargs="+", default=list(photos.receivers), metavar="NAME", help="default: all")
+    only.add_argument(
+        "--receivers", nargs="+", metavar="NAME",
+        help=f"of {', '.join(RECEIVERS)} (default: all; {' and '.join(NEED_TRAINING_CROPS)} need the training "
+        "photographs, which tools/get_photos.sh fetches, and are left out of --photos bundled without them)",
+    )  # fmt: skip
     only.add_argument("--bf16", action="store_true", help="denoiser in bfloat16")
     only.add_argument("--out", type=Path, default=photos.out, metavar="PNG", help="picture; table beside it as CSV")
     run_preset.add_arguments(parser)
     _reception(parser)
+
+
+def unused_in_run(args: Namespace) -> dict[str, str]:
+    """Options without effect beside the others, and what they need."""
+    if args.preset is None:
+        idle = dict.fromkeys(PRESET_ONLY, "needs --preset: it belongs to the settings of the paper's tables")
+        if args.images == PHOTOS:
+            idle |= dict.fromkeys(DIGITS_ONLY, "is for digits: --images photos has sizes of its own")
+            return idle | {"starts": "is for digits and --preset: with --images photos, --receivers says how many"}
+        idle |= dict.fromkeys(PHOTOS_ONLY, "needs --images photos")
+        return idle | dict.fromkeys(("crops", "photos"), "needs --images photos or --preset")
+    idle = {"images": "is not for --preset, which sends photographs: --crops says how many"}
+    idle |= dict.fromkeys(DIGITS_ONLY, "is for digits: the preset has sizes of its own")
+    idle |= dict.fromkeys(PHOTOS_ONLY, "needs --images photos: it is not for --preset")
+    if args.preset in PRESETS and PRESETS[args.preset].cdl is None:
+        idle["orientation"] = f"needs CDL channels: those of {args.preset} are Rayleigh"
+    if args.nets is not None:
+        idle |= dict.fromkeys(("encoder", "weights"), "is for the small networks: --nets brings others")
+    if args.nets == RANDOM:
+        return idle | dict.fromkeys(("photos", "starts"), "is not for --nets random, which only times a step")
+    return idle | dict.fromkeys(("size", "steps"), "needs --nets random")
+
+
+def _chosen_receivers(args: Namespace) -> tuple[str, ...]:
+    """Those asked for; by default all but those that need training photographs which a bundled run does without."""
+    if args.receivers is not None:
+        return tuple(args.receivers)
+    if args.photos != "bundled" or training_crops_missing() is None:
+        return tuple(RECEIVERS)
+    left_out = " and ".join(NEED_TRAINING_CROPS)
+    print(f"left out: {left_out}, which need the training photographs: tools/get_photos.sh", file=sys.stderr)
+    return tuple(name for name in RECEIVERS if name not in NEED_TRAINING_CROPS)
 
 
 def _run_photos(args: Namespace) -> None:
@@ -90,7 +141,7 @@ def _run_photos(args: Namespace) -> None:
             crops=PhotoRunSettings().crops if args.crops is None else args.crops,
             photos=args.photos,
             snrs_db=tuple(args.snr or PhotoRunSettings().snrs_db),
-            receivers=tuple(args.receivers),
+            receivers=_chosen_receivers(args),
             seed=args.seed,
             bf16=args.bf16,
             weights=args.weights,
@@ -104,10 +155,10 @@ def run(args: Namespace) -> None:
     one of the paper's settings, on photographs."""
     use_threads(args)
     if args.preset is not None:
+        if args.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"--device must be cpu or cuda, got {args.device!r}")
         run_preset.execute(args)
         return
-    if args.nets is not None:
-        raise ValueError("--nets needs --preset")
     if args.images == PHOTOS:
         _run_photos(args)
         return
@@ -151,6 +202,19 @@ def add_train(parser: ArgumentParser) -> None:
     add_execution(parser)
 
 
+def unused_in_training(args: Namespace) -> dict[str, str]:
+    """Options without effect on --part, and what they need."""
+    parts = "|".join(PARTS)
+    idle = {} if args.part == CHANNEL else dict.fromkeys(CHANNEL_ONLY, f"needs --part {CHANNEL}")
+    if args.part not in PARTS:
+        idle |= dict.fromkeys((*CODEC_ONLY, "batch", "rate", "precision"), f"needs --part {parts}")
+    if args.part == "denoiser":
+        idle |= dict.fromkeys(CODEC_ONLY, "needs --part codec|codec-plain")
+    if args.part == DIGITS:
+        idle |= dict.fromkeys(("minutes", "seed"), f"needs --part {CHANNEL}|{parts}")
+    return idle
+
+
 def train(args: Namespace) -> None:
     """Train all networks for digits, a channel prior, or one of the networks for photographs, into --out."""
     use_threads(args)
@@ -169,3 +233,4 @@ COMMANDS = {
     "train": (add_train, train),
     "sweep": (sweep.add_arguments, sweep.execute),
 }
+UNUSED = {"run": unused_in_run, "train": unused_in_training}

@@ -45,6 +45,7 @@ from .photo_reception import RECEIVERS, STARTS, Networks, Reception, cbr
 SNRS_DB = (10.0, 20.0)
 CROPS = 16
 PRIOR_CROPS = 20_000
+NEED_TRAINING_CROPS = ("bound", "bound-random")  # receivers that know the training crops' covariance
 PRIOR_FLOOR = 1e-6  # on the covariance's diagonal: below the rounding of 8-bit pixels, (2/255)^2/12
 _VERSION = 2
 
@@ -81,18 +82,35 @@ def protocol_of(photos: PhotoCrops, count: int, **changes) -> PhotoProtocol:
     return PhotoProtocol(grey(photos.load("test", count).images), photos.origins("test", count), **changes)
 
 
+def training_crops_missing() -> FileNotFoundError | None:
+    """Why the photographs of the training crops cannot be had, or None."""
+    try:
+        photo_source().photographs("train")
+    except FileNotFoundError as err:
+        return err
+    return None
+
+
+def _precision() -> Tensor:
+    """The training crops' inverse covariance [n,n]."""
+    covariance = crop_covariance(grey_crops(photo_source(), "train").images[:PRIOR_CROPS])
+    covariance.diagonal().add_(PRIOR_FLOOR)
+    return torch.linalg.inv(covariance)
+
+
 def load_networks(variant: str = "penalised", folder: Path | None = None, *, bf16: bool = False) -> Networks:
     """Codec of PVD, denoiser, precision of the training crops, and the plain codecs of the baselines.
 
+    Without the training photographs the precision is empty: all but NEED_TRAINING_CROPS do without it.
+
     Raises:
-        FileNotFoundError: the training photographs or weights are missing; a plain codec is looked for when it is used.
+        FileNotFoundError: weights are missing; a plain codec is looked for when it is used.
     """
-    covariance = crop_covariance(grey_crops(photo_source(), "train").images[:PRIOR_CROPS])
-    covariance.diagonal().add_(PRIOR_FLOOR)
     denoiser = load_photo_denoiser(folder)
     denoiser.bf16 = bf16
     plain = functools.cache(lambda symbols: load_photo_codec("plain", folder, symbols=symbols))
-    return Networks(load_photo_codec(variant, folder), denoiser, torch.linalg.inv(covariance), plain)
+    prior = torch.empty(0) if training_crops_missing() else _precision()
+    return Networks(load_photo_codec(variant, folder), denoiser, prior, plain)
 
 
 class Job(NamedTuple):
@@ -106,10 +124,20 @@ class Job(NamedTuple):
 
 
 class PhotoEvaluation(KeptEvaluation[Job]):
-    """Runs the jobs of a protocol with one codec and keeps what every crop gave; `folder` None keeps it in memory."""
+    """Runs the jobs of a protocol with one codec and keeps what every crop gave; `folder` None keeps it in memory.
+
+    Raises:
+        FileNotFoundError: a receiver needs the training photographs, and they are missing.
+    """
 
     def __init__(self, networks: Networks, protocol: PhotoProtocol, folder: Path | None = None) -> None:
         self.networks, self.protocol = networks, protocol
+        needed = [name for name in protocol.receivers if name in NEED_TRAINING_CROPS]
+        if needed and not networks.prior.numel():
+            why = training_crops_missing() or "networks without the training crops' precision"
+            raise FileNotFoundError(
+                f"{needed[0]} needs the training photographs: {why}; or leave it out of --receivers"
+            )
         super().__init__(None if folder is None else folder / self._key())
         self.common_energy = functools.cache(self._common_energy)
         self._reception: tuple[float, Reception] | None = None

@@ -1,7 +1,7 @@
 """One blind transmission of digits and how well it was received: what demo, evaluation and command line share."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,11 @@ class Link:
     nt: int = 1
     slots: int = 8
     users: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
     def streams(self) -> int:

@@ -30,6 +30,11 @@ def add_run(parser: ArgumentParser) -> None:
     _add(parser, RunSettings())
 
 
+def unused_in_run(args: Namespace) -> dict[str, str]:
+    """Options without effect beside the others, and what they need."""
+    return {} if args.densities else {"density_snr": "needs --densities"}
+
+
 def _settings(args: Namespace, keep: bool) -> RunSettings:
     use_threads(args)
     return RunSettings(
@@ -60,8 +65,20 @@ def add_train(parser: ArgumentParser) -> None:
     add_execution(parser)
 
 
+def unused_in_training(args: Namespace) -> dict[str, str]:
+    """Options without effect beside the others, and what they need."""
+    if args.scarce is None:
+        return {"scarce_samples": "needs --scarce"}
+    return (
+        {"samples": f"is for other profiles: {args.scarce} has --scarce-samples channels"}
+        if args.profile == args.scarce
+        else {}
+    )
+
+
 COMMANDS = {
     "demo": (add_demo, run_demo),
     "run": (add_run, run),
     "train": (add_train, train.execute),
 }
+UNUSED = {"demo": unused_in_run, "run": unused_in_run, "train": unused_in_training}

@@ -3,12 +3,14 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ...data.channels import set_path
 from ..execution import add_execution, use_threads
+from .batches import SCENARIOS
 from .heads import train_head
 from .networks import SHIPPED_SUBCARRIERS
 from .report import RunSettings, run_report
 from .system import VARIANTS
-from .train import TrainSettings, train
+from .train import TrainSettings, image_source, train
 
 
 def _execution(parser: ArgumentParser) -> None:
@@ -90,7 +92,11 @@ def add_train(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--rate", type=float, default=defaults.rate, help="learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--scenario", default=defaults.scenario, help="umi, uma, rma, all (default) or tapped")
+    parser.add_argument(
+        "--scenario", default=defaults.scenario,
+        help="umi, uma, rma, all (default): generated once by python -m semcom_fast.data.tr38901 --split train; or tapped, "
+        "which needs nothing generated",
+    )  # fmt: skip
     parser.add_argument("--snr", type=float, nargs=2, default=list(defaults.snr_db), metavar=("LOW", "HIGH"), help="dB")
     parser.add_argument(
         "--images", nargs="+", default=list(defaults.images), metavar="SET",
@@ -108,28 +114,47 @@ def add_train(parser: ArgumentParser) -> None:
     _execution(parser)
 
 
+def unused_in_training(args: Namespace) -> dict[str, str]:
+    """Options without effect beside the others, and what they need."""
+    return {} if args.head else {"weights": "needs --head: a whole system is trained from its beginning"}
+
+
+def _require_channels(scenario: str) -> None:
+    """Raise FileNotFoundError for sets of channels that were not generated, with the one command for all of them."""
+    names = SCENARIOS if scenario == "all" else [scenario] if scenario in SCENARIOS else []
+    missing = [name for name in names if not set_path(name, "train").exists()]
+    if missing:
+        which = "" if len(missing) > 1 else f" --scenario {missing[0]}"
+        raise FileNotFoundError(
+            f"the channels of {', '.join(missing)} were not generated: run  python -m semcom_fast.data.tr38901 --split "
+            f"train{which}  once (needs the extra sionna), or train with --scenario tapped"
+        )
+
+
 def run_training(args: Namespace) -> None:
     """Train one variant, or a head for it, into --out."""
     use_threads(args)
-    (train_head if args.head else train)(
-        TrainSettings(
-            variant=args.variant,
-            subcarriers=args.subcarriers,
-            steps=args.steps,
-            batch=args.batch,
-            rate=args.rate,
-            seed=args.seed,
-            scenario=args.scenario,
-            snr_db=(args.snr[0], args.snr[1]),
-            images=tuple(args.images),
-            out=args.out,
-            minutes=args.minutes,
-            bf16={"auto": None, "fp32": False, "bf16": True}[args.precision],
-            weights=args.weights,
-            resume=args.resume,
-            progress=not args.quiet,
-        )
+    settings = TrainSettings(
+        variant=args.variant,
+        subcarriers=args.subcarriers,
+        steps=args.steps,
+        batch=args.batch,
+        rate=args.rate,
+        seed=args.seed,
+        scenario=args.scenario,
+        snr_db=(args.snr[0], args.snr[1]),
+        images=tuple(args.images),
+        out=args.out,
+        minutes=args.minutes,
+        bf16={"auto": None, "fp32": False, "bf16": True}[args.precision],
+        weights=args.weights,
+        resume=args.resume,
+        progress=not args.quiet,
     )
+    image_source(settings.images)  # a wrong choice is told first
+    _require_channels(settings.scenario)
+    (train_head if args.head else train)(settings)
 
 
 COMMANDS = {"demo": (add_run, run), "run": (add_run, run), "train": (add_train, run_training)}
+UNUSED = {"train": unused_in_training}

@@ -105,6 +105,12 @@ def add_train(parser: ArgumentParser) -> None:
     add_execution(parser)
 
 
+def unused_in_training(args: Namespace) -> dict[str, str]:
+    """Options without effect on --part, and what they need."""
+    alone = args.part in ("autoencoder", "edges")
+    return {"weights": f"needs --part snr|dit|control: {args.part} is trained on images alone"} if alone else {}
+
+
 def run_training(args: Namespace) -> None:
     """Train one part into --out."""
     use_threads(args)
@@ -129,3 +135,4 @@ def run_training(args: Namespace) -> None:
 
 
 COMMANDS = {"demo": (add_demo, run_demo), "run": (add_run, run), "train": (add_train, run_training)}
+UNUSED = {"train": unused_in_training}
