@@ -5,9 +5,9 @@
     semcom-fast bench grid --ops rzf_precode    one op
     semcom-fast bench grid --failures FILE      measure only FILE's failing rows again, in place
 
-Rows are appended as they come: Ctrl-C and the same command go on, `--fresh` starts again. Every call reads operands
-that were last touched a whole arena (four times the last cache) earlier, so all rows are "rotated"; outputs lie in
-memory that the process or torch's allocator already holds. A row is screened by a few short rounds of ours and the
+Rows are appended as they come: Ctrl-C (or --limit) and the same command go on, `--fresh` starts again. Every call reads
+operands that were last touched a whole arena (four times the last cache) earlier, so all rows are "rotated"; outputs lie
+in memory that the process or torch's allocator already holds. A row is screened by a few short rounds of ours and the
 formulations that were near the best at the batch before; one that fails the rule is measured again, longer, before it
 counts. The rule: at least 0.95x the best torch where torch takes 20 us or more, at most 4 us more than torch below that.
 
@@ -17,16 +17,19 @@ the caches already, and time grows in proportion. A first look decides a row of 
 24, and 2 threads take contiguous operands from batch 256 or side 16 on (below, no side starts a second thread).
 "mimo_matmul kernel" is the kernel that mimo_matmul's dispatch rule chooses or leaves to torch, measured for the crossover
 (contiguous, 1 thread) and held to no rule. --all leaves nothing out. A GPU has one column "threads" of 1, and rows of up
-to 256 MiB and 1e11 operations; a sample there is a batch of calls between two synchronisations, launches included.
+to 256 MiB and 1e11 operations; a sample there is a batch of calls between two synchronisations, launches included. Its
+rows come in an order drawn once, so that a run cut short has seen every op, dtype and size in proportion.
 """
 
 import argparse
 import csv
 import gc
 import itertools
+import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,6 +42,8 @@ from .grid_ops import BATCHES, BY_NAME, DTYPES, OPS, OWN_PRODUCT, SIDES, GridOp,
 
 FIELDS = ["op", "dtype", "layout", "threads", "nr", "nt", "t", "batch", "kernel"]
 FIELDS += ["ours_us", "best_torch", "torch_us", "ratio", "rounds"]
+HOST = ("device", "driver", "torch", "commit", "date")  # of timing.machine(), behind them; older files have none
+MOST_BROKEN = 20  # rows that may fail before a run gives up
 QUICK_SIDES, QUICK_BATCHES = (1, 4, 16), (1, 256, 4096)
 MOST_BYTES = {"cpu": 16 * MEBI, "cuda": LARGEST}
 MOST_FLOPS = {"cpu": 1e8, "cuda": 1e11}
@@ -62,6 +67,16 @@ def points(
                 yield p
 
 
+def spread(todo: list[Point]) -> list[Point]:
+    """The points in an order drawn once, batches ascending together as their measurement needs them."""
+    groups: dict[Point, list[Point]] = {}
+    for p in todo:
+        groups.setdefault(replace(p, batch=0), []).append(p)
+    drawn = list(groups.values())
+    random.Random(0).shuffle(drawn)
+    return list(itertools.chain.from_iterable(drawn))
+
+
 def read(path: Path) -> dict[Point, dict[str, str]]:
     """Rows by point; a line cut short by an interruption is dropped."""
     if not path.exists():
@@ -70,11 +85,16 @@ def read(path: Path) -> dict[Point, dict[str, str]]:
         return {Point.of(row): row for row in csv.DictReader(f) if None not in row.values()}
 
 
-def write(path: Path, rows: dict[Point, dict[str, str]]) -> None:
-    with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, FIELDS)
+def write(path: Path, rows: Mapping[Point, Mapping[str, str]], more: tuple[str, ...] = ()) -> list[str]:
+    """Rewrite the file, whole at any moment; its columns are FIELDS, `more` and whatever the rows have besides."""
+    columns = list(dict.fromkeys([*FIELDS, *more, *itertools.chain.from_iterable(rows.values())]))
+    scratch = path.with_name(path.name + ".part")
+    with scratch.open("w", newline="") as f:
+        writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(rows.values())
+    scratch.replace(path)
+    return columns
 
 
 def work(p: Point) -> float:
@@ -90,26 +110,38 @@ def _left(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def run(todo: list[Point], path: Path, rows: dict[Point, dict[str, str]], bench: Bench) -> None:
-    """Measure `todo`, appending every row as it comes; prints failures and progress."""
-    write(path, rows)
+def run(
+    todo: list[Point], path: Path, rows: dict[Point, dict[str, str]], bench: Bench, limit: float | None = None
+) -> int:
+    """Measure `todo`, appending every row as it comes, and print progress; how many rows could not be measured."""
+    columns, host = write(path, rows, HOST), {k: v for k, v in timing.machine().items() if k in HOST}
     start = last = time.monotonic()
-    failures, done, whole = 0, 0.0, sum(map(work, todo))
+    failures, broken, done, whole = 0, 0, 0.0, sum(map(work, todo))
     before = torch.get_num_threads()
     gc.collect()
     gc.disable()
     try:
         with path.open("a", newline="", buffering=1) as f:
-            writer = csv.DictWriter(f, FIELDS)
+            writer = csv.DictWriter(f, columns)
             for i, p in enumerate(todo):
+                if limit and time.monotonic() - start > limit:
+                    print(f"{len(todo) - i} of {len(todo)} rows left out after {limit:.0f} s; the same command goes on")
+                    break
                 if torch.get_num_threads() != p.threads:
                     torch.set_num_threads(p.threads)
-                row = bench.row(p)
-                line = row.line()
+                done += work(p)
+                try:
+                    row = bench.row(p)
+                except Exception as err:  # one broken row is no reason to lose the others
+                    broken += 1
+                    print(f"not measured: {p}: {type(err).__name__}: {' '.join(str(err).split())[:200]}", flush=True)
+                    if broken >= MOST_BROKEN:
+                        raise
+                    continue
+                line = row.line() | host
                 writer.writerow(line)
                 rows[p] = {k: str(v) for k, v in line.items()}
                 failures += not row.passes
-                done += work(p)
                 if time.monotonic() - last > 10 or i + 1 == len(todo):
                     last = time.monotonic()
                     left = _left((last - start) * (whole - done) / done)
@@ -119,6 +151,7 @@ def run(todo: list[Point], path: Path, rows: dict[Point, dict[str, str]], bench:
     finally:
         gc.enable()
         torch.set_num_threads(before)
+    return broken
 
 
 def default_path(device: str) -> Path:
@@ -139,6 +172,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="nothing left out, up to 256 MiB a row")
     parser.add_argument("--fresh", action="store_true", help="forget the rows that are in the CSV")
     parser.add_argument("--failures", type=Path, metavar="CSV", help="measure only this file's failing rows again")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no further row after these")
     parser.add_argument("--no-tables", action="store_true", help="leave the rows alone, no summary tables beside them")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this thread (1 thread only)")
     args = parser.parse_args(argv)
@@ -167,16 +201,18 @@ def main(argv: list[str] | None = None) -> int:
         ]
     else:
         todo = [p for p in points(ops, args.threads, args.quick, args.all, args.device) if p not in rows]
+        todo = todo if args.device == "cpu" else spread(todo)
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"{len(todo)} rows to measure, {len(rows)} kept, to {path}")
     try:
-        run(todo, path, rows, Bench(args.clock))
+        broken = run(todo, path, rows, Bench(args.clock), args.limit)
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on ({path})")
         return 130
     write(path, rows)
-    crossover.summarise(rows, path, tables=not args.no_tables)
-    return 0
+    measured = {p: {k: v for k, v in row.items() if k not in HOST} for p, row in rows.items()}
+    crossover.summarise(measured, path, tables=not args.no_tables)
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -65,18 +65,21 @@ class Arena:
         self.at = 0
 
     def take(self, operands: Sequence[Operand], adjoint: bool, count: int = 1) -> list[tuple[Tensor, ...]]:
-        """`count` sets of operands that nobody has read since the arena was last gone through."""
+        """`count` sets of operands that nobody has read since the arena was last gone through; where it is too small for
+        so many, those that fit come round again, each with nearly a whole arena between its turns."""
         columns = []
         for shape, flips in operands:
             flip = adjoint and flips
             stored = (*shape[:-2], shape[-1], shape[-2]) if flip else shape
             strides = [math.prod(stored[i + 1 :]) for i in range(len(stored))]
             pitch = -(-math.prod(shape) // LINE) * LINE
-            if self.at + count * pitch > self.values.numel():
+            fit = max(1, min(count, self.values.numel() // pitch))
+            if self.at + fit * pitch > self.values.numel():
                 self.at = 0
-            block = self.values.as_strided((count, *stored), (pitch, *strides), self.at)
-            self.at += count * pitch
-            columns.append((block.mH if flip else block).unbind(0))
+            block = self.values.as_strided((fit, *stored), (pitch, *strides), self.at)
+            self.at += fit * pitch
+            views = (block.mH if flip else block).unbind(0)
+            columns.append([views[i % fit] for i in range(count)])
         return list(zip(*columns, strict=True))
 
 
@@ -100,19 +103,20 @@ class Bench:
     def __init__(self, clock: str) -> None:
         self.clock = {"wall": time.perf_counter, "cpu": time.thread_time}[clock]
         self.cuda = timing.device != "cpu"
-        self.arena: Arena | None = None
+        self.arenas: dict[torch.dtype, Arena] = {}  # a GPU has room for one a dtype, and its rows take turns
         self.level = "cpu " + _native.info().get("cpu level running", "none")
         if self.cuda:
             self.level = "cuda sm_{}{}".format(*torch.cuda.get_device_capability())
         self.seen: dict[Point, dict[str, float]] = {}  # seconds of each side that was looked at
 
     def _arena(self, dtype: torch.dtype) -> Arena:
-        if self.arena is None or self.arena.values.dtype != dtype:
-            if self.arena is None and not self.cuda:
-                keep_freed_memory()
-            self.arena = None
-            self.arena = Arena(dtype, max(4 * timing.last_cache_bytes(), 2 * LARGEST), timing.device)
-        return self.arena
+        if dtype not in self.arenas:
+            if not self.cuda:
+                if not self.arenas:
+                    keep_freed_memory()
+                self.arenas.clear()
+            self.arenas[dtype] = Arena(dtype, max(4 * timing.last_cache_bytes(), 2 * LARGEST), timing.device)
+        return self.arenas[dtype]
 
     def _sampler(self, p: Point) -> Callable[[Call, int], float]:
         """Seconds per call of a function over `count` calls on fresh operands."""

@@ -18,6 +18,12 @@ NEAR_BEST = 1.5  # formulations this close to the fastest stay in the race in ev
 SLOW_START = "left out of --quick: compiling takes longer than all rows together"
 DOUBLE = ("complex128", "float64")
 OUT_OF_RACE = {"ours", "copy", "reference"}  # sides that are not torch formulations
+EAGER = {"cupy", "reference"}  # never captured: one allocates on its own, the other may run where no capture sees it
+GRAPH_CALLS = {True: 200, False: 1000}  # most calls of a captured side, --quick or not
+
+
+def _why(err: Exception) -> str:
+    return f"failed on these inputs: {type(err).__name__}: {' '.join(str(err).split())[:200]}"
 
 
 class WrongResult(AssertionError):
@@ -165,30 +171,43 @@ class Measurement:
                 side.plan(self.settings.target, self.settings.patience, self.settings.rounds)
                 found.append(side)
             except Exception as err:
-                self.rivals[name] = f"failed on these inputs: {type(err).__name__}: {' '.join(str(err).split())[:200]}"
+                self.rivals[name] = _why(err)
+        return found
+
+    def _able(self, sides: dict[str, Callable[..., Any]]) -> list[timing.Side]:
+        """Those that can be called here, planned; the others are missing, with the reason, as a package would be."""
+        found = []
+        for name, fn in sides.items():
+            try:
+                side = self._side(name, fn)
+                side.plan(self.settings.target, self.settings.patience, self.settings.rounds)
+                found.append(side)
+            except Exception as err:  # no formulation of torch's runs everywhere
+                self.rivals[name] = _why(err)
         return found
 
     def _plan(self) -> None:
         """Who takes part and how often, from two calls of each."""
-        plan = self.settings.target, self.settings.patience, self.settings.rounds
         self.sets = input_sets(self.case, self.hot, calls=2)
         ours = self._side("ours", self.case.ours)
-        race = [self._side(name, fn) for name, fn in self.case.peers.items()]
-        others = [
-            timing.Side("copy", timing.copy_side(self.case.min_bytes, self.hot)),
-            self._side("reference", self.case.reference),
-        ]
-        for side in (ours, *race, *others):
-            side.plan(*plan)
+        copy = timing.Side("copy", timing.copy_side(self.case.min_bytes, self.hot))
+        for side in (ours, copy):
+            side.plan(self.settings.target, self.settings.patience, self.settings.rounds)
         ours.every = 1
+        race = self._able(self.case.peers)
+        if not race:
+            raise RuntimeError("no torch formulation " + next(iter(self.rivals.values()), "to compare with"))
         fastest = min(side.once for side in race)
-        self.sides = [ours, *(s for s in race if s.once <= NEAR_BEST * fastest), *others, *self._rivals()]
+        race = [s for s in race if s.once <= NEAR_BEST * fastest]
+        self.sides = [ours, *race, copy, *self._able({"reference": self.case.reference}), *self._rivals()]
 
     def prepare(self) -> int:
         """Fresh input sets for a visit; returns their bytes. The caller evicts them from the caches when not hot."""
         if not self.sides:
             self._plan()
         calls, size = timing.calls_of(self.sides, self.settings.rounds), input_bytes(self.sets[0])
+        if self.settings.graphs:
+            calls = min(calls, GRAPH_CALLS[self.settings.quick])
         self.sets = input_sets(self.case, self.hot, calls, size)
         for name in self.prepared:
             self.prepared[name] = [self.rivals[name].prepare(*s) for s in self.sets]
@@ -197,8 +216,10 @@ class Measurement:
     def sample(self) -> None:
         """One visit; the buffers are given back."""
         if self.settings.graphs:
-            calls = 20 if self.hot else min(len(self.sets), 1000)
-            eager = [side.name for side in self.sides if not side.capture(calls)]
+            calls = 20 if self.hot else min(len(self.sets), GRAPH_CALLS[self.settings.quick])
+            for side in self.sides:
+                side.cold = not self.hot
+            eager = [s.name for s in self.sides if s.name in EAGER or not s.capture(calls, self.settings.target)]
             self.kernel = self.case.kernel + " graph" + (f" (not captured: {', '.join(eager)})" if eager else "")
         for side in self.sides:
             if side.every == 1:
@@ -206,13 +227,14 @@ class Measurement:
         self.visits.append(timing.sample(self.sides, self.settings.rounds, start=0))
         self.sets, self.prepared = self.sets[:1], {name: sets[:1] for name, sets in self.prepared.items()}
         for side in self.sides:
-            side.graph, side.calls = None, 1
+            side.release()
 
     def _times(self, side: str) -> list[list[float]]:
         return [[r[side] for r in rounds if side in r] for rounds in self.visits]
 
     def _median(self, side: str) -> float:
-        return statistics.median(t for v in self._times(side) for t in v)
+        times = [t for v in self._times(side) for t in v]
+        return statistics.median(times) if times else float("nan")
 
     def _peer(self, name: str, fn: Any) -> Peer:
         if isinstance(fn, str):

@@ -16,6 +16,7 @@ from .cases import Case
 from .rows import Measurement, Row, Settings, WrongResult, check
 
 BLOCK = 8  # rows measured side by side in a long run; --quick takes all rows as one block
+GRAPH_VISITS = 3  # of a quick run with --graphs: every visit captures every side anew
 BATCH_BYTES = 1 << 29  # input sets built before one eviction
 KEY = ("op", "size", "dtype", "cache", "threads", "device", "kernel")  # one row of a file
 
@@ -103,6 +104,8 @@ class Runner:
         show: Callable[[Row], None],
         command: Callable[[Case, str], str] = lambda case, cache: "",
     ) -> None:
+        if settings.quick and settings.graphs:
+            settings = settings._replace(visits=min(settings.visits, GRAPH_VISITS))
         self.settings, self.limits, self.files, self.show, self.command = settings, limits, files, show, command
         self.out = Outcome()
         self.open: list[Measurement] = []  # begun and not shown yet
@@ -136,33 +139,51 @@ class Runner:
             except WrongResult as err:
                 self.out.refused.append(f"{name}: {err}")
             except Exception as err:  # one broken row is no reason to lose the others
-                self.out.refused.append(f"{name}: {type(err).__name__}: {' '.join(str(err).split())}; not timed")
+                self._refuse(case, err, "not timed")
             else:
                 yield from found
                 continue
             self.progress.total -= len(caches) * self.settings.visits
 
+    def _refuse(self, case: Case, err: Exception, what: str) -> None:
+        text = f"{case.op} {case.size} {case.dtype}: {type(err).__name__}: {' '.join(str(err).split())[:300]}; {what}"
+        self.out.refused.append(text)
+
+    def _leave(self, m: Measurement, err: Exception) -> None:
+        """A row that cannot be measured any further keeps its visits so far."""
+        self._refuse(m.case, err, f"left after {len(m.visits)} of {self.settings.visits} visits")
+        if m.visits:
+            self._finish(m)
+        else:
+            self.open.remove(m)
+
     def _block(self) -> None:
         """All visits to the rows that are open; a row is shown after its last."""
-        rows = list(self.open)
         for number in range(1, self.settings.visits + 1):
-            for batch in self._batches(rows):
+            for batch in self._batches(list(self.open)):
                 if any(not m.hot for m in batch):
                     timing.evict()
                 for m in batch:
                     self.progress.step(f"visit {number} of {self.settings.visits}: {m.case.op} {m.case.size}")
-                    m.sample()
+                    try:
+                        m.sample()
+                    except Exception as err:
+                        self._leave(m, err)
+                        continue
                     if number == self.settings.visits:
                         self._finish(m)
                 self.files.write([*self.out.rows, *(self._row(m) for m in self.open if m.visits)], last=False)
 
-    @staticmethod
-    def _batches(rows: Sequence[Measurement]) -> Iterator[list[Measurement]]:
+    def _batches(self, rows: Sequence[Measurement]) -> Iterator[list[Measurement]]:
         """Rows with input sets, as many at a time as fit into some memory."""
         batch: list[Measurement] = []
         held = 0
         for m in rows:
-            held += m.prepare()
+            try:
+                held += m.prepare()
+            except Exception as err:
+                self._leave(m, err)
+                continue
             batch.append(m)
             if held > BATCH_BYTES:
                 yield batch

@@ -4,6 +4,7 @@ Side A and side B run in turns inside one process (order alternating), each allo
 input sets that rotate over at least four times the last cache. Only ratios of such rounds are quoted.
 """
 
+import contextlib
 import csv
 import functools
 import os
@@ -101,35 +102,102 @@ class Timing:
     high: float
 
 
+@functools.cache
+def _capture_stream() -> Any:
+    """One for every capture, made at the first: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream()
+
+
+@contextlib.contextmanager
+def _waits_raise() -> Iterator[None]:
+    """Torch raises where a call would wait for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _captured(work: Callable[[], Any]) -> Any:
+    """The work as a CUDA graph.
+
+    torch.cuda.graph is not used: where a capture fails, the end of it raises and leaves the capture's stream the current
+    one. The pool of memory is named here, because torch up to 2.11 then goes on directing allocations to it.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # the memory of graphs that are gone
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    with torch.cuda.stream(_capture_stream()):
+        graph.capture_begin(pool=pool)
+        try:
+            work()
+        finally:
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                with contextlib.suppress(RuntimeError):  # ended already: by a later torch
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                    torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+                raise
+    return graph
+
+
 class Side:
-    """One competitor: `fn(i)` is a call on input set i. A captured side replays `calls` of them as one CUDA graph."""
+    """One competitor: `fn(i)` is a call on input set i. A captured side replays `calls` of them as one CUDA graph.
+
+    A `cold` side has the last cache emptied before every sample: a graph replays the same input sets.
+    """
 
     def __init__(self, name: str, fn: Callable[[int], Any]) -> None:
         self.name, self.fn = name, fn
-        self.repeats, self.every, self.calls = 1, 1, 1
+        self.repeats, self.every, self.calls, self.replays = 1, 1, 1, 1
         self.once = 0.0  # seconds of one call, as planned
         self.graph: Any = None
+        self.refused = self.cold = False
 
-    def capture(self, calls: int) -> bool:
-        """Turn into a CUDA graph of this many calls; False (and unchanged) when the side cannot be captured."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.fn(0)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+    def capture(self, calls: int, target: float = 0.0) -> bool:
+        """Turn into a CUDA graph of this many calls; False (and unchanged) when the side cannot be captured.
+
+        A sample is the planned number of calls, or with `target` as many replays as take about that many seconds. A wait
+        is looked for in a plain call first, and a refusal remembered: a capture that fails leaves torch in a bad state.
+        """
+        if self.refused:
+            return False
+
+        def work() -> None:
+            for i in range(calls):
+                self.fn(i)
+
+        stream, self.refused = _capture_stream(), True
         try:
-            with torch.cuda.graph(graph):
-                for i in range(calls):
-                    self.fn(i)
-        except RuntimeError:  # it synchronises or allocates on its own
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream), _waits_raise():
+                self.fn(0)
+        except Exception:
             torch.cuda.synchronize()
             return False
-        self.graph, self.calls = graph, calls
+        try:
+            graph = _captured(work)
+        except Exception:  # it waits where torch does not see it, or allocates on its own
+            torch.cuda.synchronize()
+            _captured(lambda: torch.zeros(1, device=device))  # or torch's generator would draw for a graph from now on
+            return False
+        self.refused, self.graph, self.calls, self.replays = False, graph, calls, 1
+        self.seconds(0)  # the first replay also carries the graph to the device
+        if not self.cold:
+            replays = int(target / (self.seconds(0) * calls)) if target else self.repeats // calls
+            self.replays = max(1, min(1000, replays))
         return True
+
+    def release(self) -> None:
+        """Plain calls again."""
+        self.graph, self.calls, self.cold = None, 1, False
 
     def seconds(self, first: int) -> float:
         """Mean time of a call over one sample that starts at input set `first`."""
+        if self.cold:
+            evict()
         synchronise()
         start = clock()
         if self.graph is None:
@@ -137,9 +205,8 @@ class Side:
             for i in range(first, first + count):
                 self.fn(i)
         else:
-            replays = max(1, self.repeats // self.calls)
-            count = replays * self.calls
-            for _ in range(replays):
+            count = self.replays * self.calls
+            for _ in range(self.replays):
                 self.graph.replay()
         synchronise()
         return max(clock() - start, 1e-9) / count
@@ -253,14 +320,16 @@ def _driver() -> str:
 
 @functools.cache
 def _commit() -> str:
-    """Of this source tree; a copy without its history says it by SEMCOM_FAST_COMMIT."""
+    """SEMCOM_FAST_COMMIT where it is set, for a copy without its history, or inside another's; else git's, of this tree."""
+    if os.environ.get("SEMCOM_FAST_COMMIT"):
+        return os.environ["SEMCOM_FAST_COMMIT"]
     git = ["git", "describe", "--always", "--dirty"]
     here = Path(__file__).resolve().parent
     try:
         text = subprocess.run(git, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         text = ""
-    return text or os.environ.get("SEMCOM_FAST_COMMIT", "unknown")
+    return text or "unknown"
 
 
 def machine() -> dict[str, str]:

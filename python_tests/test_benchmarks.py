@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmark_rows import BRIEF, LIMITS, made_up, run
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -19,35 +20,11 @@ from benchmarks import __main__ as main  # noqa: E402
 from benchmarks import bands, cases, compare, report, roofline, rows, runner, timing  # noqa: E402
 from semcom_fast import cli  # noqa: E402
 
-LIMITS = SimpleNamespace(cgemm_flops_per_s=1e11, zgemm_flops_per_s=5e10, copy_bytes_per_s=1e10, ns_per_normal=1.0)
-BRIEF = rows.QUICK._replace(visits=2, rounds=2, target=1e-5, patience=1.0)
-
 
 @pytest.fixture(autouse=True)
 def _small_cache(monkeypatch):
     """Buffers of megabytes, so that these tests do not fill memory."""
     monkeypatch.setattr(timing, "last_cache_bytes", lambda: 1 << 20)
-
-
-def made_up(size="8 entries", op="likelihood_score", wrong=False, ours=torch.neg, dtype="complex64", **more):
-    """A row whose kernel is torch.neg; its peer multiplies by -1."""
-
-    def check():
-        x = torch.randn(8, dtype=torch.float64)
-        return float((ours(x) + x).abs().max()) + wrong
-
-    make = lambda i: (torch.full((8,), float(i), dtype=getattr(torch, dtype)),)  # noqa: E731
-    peers = {"product": lambda x: x * -1, "difference": lambda x: 0 - x}
-    return cases.Case(
-        op, size, make, ours, peers, torch.negative, check, 1e-12, 64, flops=8, dtype=dtype, stem=op, **more
-    )
-
-
-def run(given, csv_path=None, json_path=None, caches=("hot", "rotated"), append=False, **more):
-    shown = []
-    files = runner.Files(csv_path, json_path, append)
-    found = runner.Runner(BRIEF._replace(**more), LIMITS, files, shown.append, lambda case, cache: f"again {case.size}")
-    return found.run(given, list(caches)), shown
 
 
 # ---- bands
@@ -138,6 +115,16 @@ def test_rotation_leaves_the_cache_and_keeps_values_strides_and_gradients():
     assert wide.data_ptr() != base.data_ptr()
 
 
+def test_the_commit_that_is_told_wins(monkeypatch):
+    """A copy without its history may lie inside another repository, whose commit is none of ours."""
+    found = timing._commit.__wrapped__
+    monkeypatch.setenv("SEMCOM_FAST_COMMIT", "abc1234")
+    assert found() == "abc1234"
+    monkeypatch.setenv("SEMCOM_FAST_COMMIT", "")
+    monkeypatch.setattr(timing.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="def5678\n"))
+    assert found() == "def5678"
+
+
 # ---- rows and runs
 
 
@@ -202,6 +189,39 @@ def test_a_rival_that_fails_is_missing_and_a_slow_start_waits_for_a_long_run():
     assert list(out.rows[0].peers) == ["compiled planes"] and out.rows[0].peers["compiled planes"].ratio > 0
     with pytest.raises(ValueError, match="no column for rival 'numpy'"):
         made_up(rivals={"numpy": slow})
+
+
+def test_formulations_that_do_not_run_here_are_missing():
+    """A device may lack one of torch's, or the definition: the row does without; without any there is none."""
+
+    def broken(x):
+        raise NotImplementedError("not on this device")
+
+    some, none = made_up("some"), made_up("none")
+    some.peers["einsum"] = some.reference = broken
+    none.peers = {"einsum": broken}
+    out, _ = run([some, none], caches=["hot"])
+    (row,) = out.rows
+    assert row.size == "some" and row.best_torch in ("product", "difference") and math.isnan(row.reference_us)
+    assert "einsum: failed on these inputs: NotImplementedError: not on this device" in row.record()["missing"]
+    assert row.record()["reference_us"] == "" and "no einsum" in report.line(row) and report.details(row)
+    assert len(out.refused) == 1 and "none complex64: RuntimeError: no torch formulation failed" in out.refused[0]
+
+
+def test_a_row_that_fails_leaves_the_others(monkeypatch):
+    """What it has measured so far is kept, and what went wrong is said."""
+    plain, visits = timing.sample, []
+
+    def failing(*args, **kwargs):
+        visits.append(1)
+        if len(visits) in (1, 5):  # the first row at its first visit, the third at its second
+            raise torch.cuda.OutOfMemoryError("no room")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(timing, "sample", failing)
+    out, shown = run([made_up("first"), made_up("second"), made_up("third")], caches=["hot"], visits=3)
+    assert {r.size: r.rounds for r in shown} == {"second": 3 * BRIEF.rounds, "third": BRIEF.rounds}
+    assert [text.split(": ")[-1] for text in out.refused] == [f"no room; left after {n} of 3 visits" for n in (0, 1)]
 
 
 def test_prepared_rivals_get_prepared_inputs():

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -73,17 +74,78 @@ def test_points_are_the_grid():
     assert len(list(grid.points(OPS, [1], True, False))) < 2500
 
 
-def test_resumes(tmp_path, monkeypatch):
-    """A second run measures nothing that is in the file; --fresh does."""
-    measured = []
+@pytest.fixture
+def measured(monkeypatch):
+    """The points that were measured, in order; their rows are made up."""
+    points = []
     monkeypatch.setattr(
-        grid.Bench, "row", lambda self, p: measured.append(p) or grid_bench.GridRow(p, "cpu v4", 1, "a", 9, 9, 3)
+        grid.Bench, "row", lambda self, p: points.append(p) or grid_bench.GridRow(p, "cpu v4", 1, "a", 9, 9, 3)
     )
-    argv = ["--quick", "--ops", "rzf_matrix", "--threads", "1", "--csv", str(tmp_path / "cpu_grid.csv")]
+    return points
+
+
+QUICK = ["--quick", "--ops", "rzf_matrix", "--threads", "1", "--csv"]
+
+
+def test_resumes(tmp_path, measured):
+    """A second run measures nothing that is in the file; --fresh does."""
+    argv = [*QUICK, str(tmp_path / "cpu_grid.csv")]
     assert grid.main(argv) == 0
     first = len(measured)
     assert grid.main(argv) == 0 and len(measured) == first > 0
     assert grid.main([*argv, "--fresh"]) == 0 and len(measured) == 2 * first
+
+
+def test_rows_say_where_they_come_from(tmp_path, measured, monkeypatch, capsys):
+    """Device, driver, torch, commit and date; a file that has none of them goes on, keeps its rows and any other column."""
+    path = tmp_path / "cpu_grid.csv"
+    point, line = row(1, 0.2)
+    assert grid.write(path, {point: line | {"note": "kept"}}) == [*grid.FIELDS, "note"]
+    host = {"device": "a GPU", "driver": "580", "torch": "2.11", "commit": "abc", "date": "2026-01-01", "flags": "avx"}
+    monkeypatch.setattr(timing, "machine", lambda: host)
+    assert grid.main([*QUICK, str(path)]) == 0
+    with path.open(newline="") as f:
+        lines = list(csv.DictReader(f))
+    assert len(lines) == 1 + len(measured) and len(lines[0]) == len(grid.FIELDS) + 6
+    assert lines[0]["note"] == "kept" and lines[0]["device"] == lines[0]["commit"] == ""
+    assert all(x["note"] == "" and [x[k] for k in grid.HOST] == [host[k] for k in grid.HOST] for x in lines[1:])
+    assert "below: op=rzf_matrix" in capsys.readouterr().out
+    measured.clear()
+    assert grid.main(["--failures", str(path), "--threads", "1"]) == 0 and measured == [point]
+    assert grid.read(path)[point]["commit"] == "abc"
+
+
+def test_a_limit_and_a_broken_row(tmp_path, monkeypatch, capsys):
+    """No row begins after the limit, and the same command goes on; a row that cannot be measured is named and left out."""
+    seen = []
+
+    def measure(self, p):
+        seen.append(p)
+        if len(seen) == 2:
+            raise RuntimeError("no kernel for this size")
+        return grid_bench.GridRow(p, "cpu v4", 1, "a", 9, 9, 3)
+
+    monkeypatch.setattr(grid.Bench, "row", measure)
+    monkeypatch.setattr(grid.time, "monotonic", lambda: 10.0 * len(seen))
+    path = tmp_path / "cpu_grid.csv"
+    assert grid.main([*QUICK, str(path), "--limit", "45"]) == 1
+    out = capsys.readouterr().out
+    assert len(seen) == 5 and len(grid.read(path)) == 4 and "rows left out after 45 s; the same command goes on" in out
+    assert "not measured: Point(op='rzf_matrix'" in out and "RuntimeError: no kernel for this size" in out
+    assert grid.main([*QUICK, str(path)]) == 0 and len(set(seen)) == len(seen) - 1 == len(grid.read(path))
+
+
+def test_a_gpu_run_cut_short_has_seen_everything():
+    """Its first tenth holds every op, dtype, layout and size, near their shares; batches ascend together."""
+    todo = list(grid.points(OPS, [1], True, False, "cuda"))
+    drawn = grid.spread(todo)
+    assert sorted(drawn, key=str) == sorted(todo, key=str) and drawn == grid.spread(todo)
+    for a, b in itertools.pairwise(drawn):
+        assert a.batch < b.batch or dataclasses.replace(a, batch=0) != dataclasses.replace(b, batch=0)
+    head = drawn[: len(drawn) // 10]
+    for field in ("op", "dtype", "layout", "nr", "nt", "t"):
+        assert {getattr(p, field) for p in head} == {getattr(p, field) for p in todo}
+    assert 0.35 < sum(p.dtype == "complex64" for p in head) / len(head) < 0.65
 
 
 class Machine:
@@ -169,6 +231,34 @@ def test_arena_hands_out_fresh_strided_sets():
         assert not s.is_conj() and s.is_contiguous() and h.data_ptr() % 128 == arena.values.data_ptr() % 128
     arena.at = arena.values.numel() - 16
     assert arena.take(operands, False)[0][0].data_ptr() == arena.values.data_ptr()
+
+
+def test_an_arena_too_small_for_so_many_sets():
+    """Those that fit come round again; every entry lies inside, and operands that are shorter have sets of their own."""
+    arena = grid_bench.Arena(torch.complex64, 8 << 20, "cpu")
+    operands = [((5, 256, 256), True), ((5, 256, 3), False)]  # three large ones fit
+    for adjoint in (False, True):
+        sets = arena.take(operands, adjoint, 10)
+        assert [len({t.data_ptr() for t in column}) for column in zip(*sets, strict=True)] == [3, 10]
+        assert len(sets) == 10
+        assert [h.data_ptr() for h, _ in sets[:3]] == [h.data_ptr() for h, _ in sets[3:6]]
+        first, last = arena.values.data_ptr(), arena.values.data_ptr() + arena.values.nbytes
+        assert all(first <= t.data_ptr() and t.data_ptr() + t.nbytes <= last for pair in sets for t in pair)
+        assert float((sets[9][0] @ sets[9][1]).abs().sum()) > 0
+    one = arena.take([((16, 256, 256), False)], False, 4)  # as large as the arena
+    assert len({x.data_ptr() for (x,) in one}) == 1
+
+
+def test_arenas_of_a_gpu_stay(monkeypatch):
+    """Its rows change their dtype all the time; a CPU holds one arena."""
+    monkeypatch.setattr(grid_bench, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(grid_bench, "Arena", lambda dtype, size, device: [dtype])
+    bench = grid_bench.Bench("wall")
+    for bench.cuda, kept in ((False, 1), (True, 2)):
+        bench.arenas = {}
+        first = bench._arena(torch.complex64)
+        assert bench._arena(torch.complex128) == [torch.complex128] and len(bench.arenas) == kept
+        assert (bench._arena(torch.complex64) is first) == bench.cuda
 
 
 def test_cuda_needs_a_device(monkeypatch, capsys):

@@ -56,7 +56,9 @@ def test_warmup(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 def test_warmup_on_a_device():
+    """One variant after the other, some two hundred of them."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     from semcom_fast.triton import warmup

@@ -2,6 +2,10 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ import triton.language as tl  # noqa: E402
 from semcom_fast import reference  # noqa: E402
 from semcom_fast.triton import philox, philox_normal  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 2e-6  # the contract for float32 normals, docs/conventions.md
 UNIT32, UNIT64 = 2.0**-24, 2.0**-53
 LARGEST = math.sqrt(2 * 25 * math.log(2))  # |normal| at the smallest uniform 2^-25
@@ -20,6 +25,21 @@ LARGEST = math.sqrt(2 * 25 * math.log(2))  # |normal| at the smallest uniform 2^
 # products and our polynomials.
 WITHIN64 = LARGEST * UNIT64 * (2 * math.pi * 3 + 8)
 DTYPES = [torch.float32, torch.float64]
+# A program costs the interpreter the same whatever its size; a compiler takes hours over such a large one.
+UNIFORMS, QUADS = {"cpu": 2**19, "cuda": 2**10}, {"cpu": 2**16, "cuda": 2**8}
+COMPILE = """
+import runpy, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+found = runpy.run_path(sys.argv[1])
+for name, block in (("uniform_kernel", found["UNIFORMS"]["cuda"]), ("block_kernel", found["QUADS"]["cuda"])):
+    for double in (False, True):
+        given, real = {"DOUBLE": double, "BLOCK": block}, "*fp64" if double else "*fp32"
+        kind = lambda n: "constexpr" if n in given else real if n in ("radius", "cos", "sin", "out") else "i32"
+        source = ASTSource(found[name], {n: kind(n) for n in found[name].arg_names}, given)
+        print(name, len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
+"""
 
 
 @triton.jit
@@ -80,10 +100,20 @@ def test_known_words(counter, key, words, device):
 
 
 def _all_uniforms(dtype, device):
-    n, block = 2**24, 2**19
+    n, block = 2**24, UNIFORMS[device.type]
     radius, cos, sin = (torch.empty(n, dtype=dtype, device=device) for _ in range(3))
     uniform_kernel[(n // block,)](radius, cos, sin, DOUBLE=dtype == torch.float64, BLOCK=block)
     return radius, cos, sin
+
+
+def test_a_gpu_gets_blocks_that_compile(tmp_path):
+    """For sm_90, with the compiler alone: seconds, where a block for the interpreter would outlast every test."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")]), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["uniform_kernel"] * 2 + ["block_kernel"] * 2
 
 
 @functools.cache
@@ -135,7 +165,7 @@ def test_every_uniform_with_gpu_arithmetic(device, interpreter, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_million_draws(dtype, device):
-    quads, block = 2**18, 2**16
+    quads, block = 2**18, QUADS[device.type]
     out = torch.empty(4 * quads, dtype=dtype, device=device)
     block_kernel[(quads // block,)](out, 5, 11, 2, 77, 3, DOUBLE=dtype == torch.float64, BLOCK=block)
     seed = (3 << 32) + 77
