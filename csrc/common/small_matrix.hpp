@@ -303,5 +303,12 @@ SF_HD void narrow_product(const V& v, int n_, int len, const G& g, cx<Q>* p) {
   for (; i0 < n; ++i0) narrow_block<1>(v, len, i0, g, p);
 }
 
+// 1 - diag(G H) of an equaliser's column h: never less than noise alone leaves, where the difference has no digits.
+template <class Q>
+SF_HD Q left_by(Q gain, Q reg, Q norm) {
+  const Q rest = Q(1.0f) - gain, least = reg / (reg + norm);
+  return select(rest > least, rest, least);
+}
+
 }  // namespace SF_NS
 }  // namespace sf

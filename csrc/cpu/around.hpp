@@ -59,7 +59,7 @@ around_caches goes_around(const void* result, int64_t reals, int64_t row, int64_
 // n of the columns of `v`; all of them where the result goes around.
 template <class Col, class T>
 SF_HD void put_columns(const Col& v, T* p, int n, bool around) {
-  if (around)
+  if (around && n > 0)  // a tile may be wider than what is left of its rows
     v.stream(p);
   else
     v.store_first(p, n);

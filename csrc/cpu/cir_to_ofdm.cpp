@@ -4,22 +4,14 @@
 
 #include "../common/kernels.hpp"
 #include "../common/philox.hpp"
-#include "../common/small_matrix.hpp"
 #include "parallel.hpp"
+#include "turns.hpp"
 
 namespace sf {
 inline namespace SF_NS {
 
-using turns_pack = pack<double, native_width<double>>;
-
-// t to within [-1/2, 1/2] of the next whole turn: adding and taking away 1.5 * 2^52 rounds to an integer.
-SF_HD turns_pack part_of_turn(turns_pack t) {
-  const turns_pack big(6755399441055744.0);
-  return t - ((t + big) - big);
-}
-
 // exp(-j 2 pi tau f) for one pack of frequencies. Single precision takes the angle on a grid of 2^-24 turns, half an
-// ulp of 1, and t - t with it: integers have no NaN. Double precision takes libm's.
+// ulp of 1, and t - t with it: integers have no NaN.
 SF_HD cx<pack<float, native_width<float>>> unit_phase(double tau, const double* f, float) {
   constexpr int W = native_width<float>, WD = native_width<double>;
   using half_i = int32_t __attribute__((vector_size(WD * 4), aligned(4), may_alias));
@@ -27,8 +19,8 @@ SF_HD cx<pack<float, native_width<float>>> unit_phase(double tau, const double* 
   typename floats<W>::I k;
   typename floats<W>::V spoilt;
   for (int h = 0; h < W / WD; ++h) {
-    const turns_pack t = part_of_turn(turns_pack(tau) * turns_pack::load(f + h * WD)) + turns_pack(1.0);
-    reinterpret_cast<half_i*>(&k)[h] = __builtin_convertvector((t * turns_pack(16777216.0)).v, half_i);
+    const wide_pack all = wide_pack(tau) * wide_pack::load(f + h * WD), t = all - nearest(all) + wide_pack(1.0);
+    reinterpret_cast<half_i*>(&k)[h] = __builtin_convertvector((t * wide_pack(16777216.0)).v, half_i);
     reinterpret_cast<half_f*>(&spoilt)[h] = __builtin_convertvector((t - t).v, half_f);
   }
   typename floats<W>::V sine, cosine;
@@ -36,15 +28,9 @@ SF_HD cx<pack<float, native_width<float>>> unit_phase(double tau, const double* 
   return {pack<float, W>(typename pack<float, W>::V(cosine + spoilt)),
           pack<float, W>(typename pack<float, W>::V(-sine))};
 }
-SF_HD cx<pack<double, native_width<double>>> unit_phase(double tau, const double* f, double) {
-  constexpr int W = native_width<double>;
-  const turns_pack t = part_of_turn(turns_pack(tau) * turns_pack::load(f));
-  cx<pack<double, W>> out;
-  for (int i = 0; i < W; ++i) {
-    const double angle = 6.283185307179586477 * t.v[i];
-    out.re.v[i] = __builtin_cos(angle), out.im.v[i] = -__builtin_sin(angle);
-  }
-  return out;
+SF_HD cx<wide_pack> unit_phase(double tau, const double* f, double) {
+  const cx<wide_pack> w = unit_phase(wide_pack(tau) * wide_pack::load(f));
+  return {w.re, wide_pack(0.0) - w.im};
 }
 
 template <class T>

@@ -37,10 +37,10 @@ struct elbo_worker {
     const double var = at(a.noise_var, 0, b, 0);
     for (int64_t e = 0; e < a.e; ++e) {
       pilots.residual(b, denoised + e * reals, nullptr, miss);
-      const double data = square_sum(miss, a.nr * pilots.row) / var, both = sums[e] + data;  // lanes past 2 r are zero
-      static_cast<T*>(a.out_l)[b * a.e + e] = T(-sums[e]);
-      static_cast<T*>(a.out_d)[b * a.e + e] = T(-data);
-      if (!(both - both == 0)) note_lowest(*bad, b * a.e + e);
+      const double data = square_sum(miss, a.nr * pilots.row) / var;  // lanes past 2 r are zero
+      const T l = T(-sums[e]), d = T(-data);
+      static_cast<T*>(a.out_l)[b * a.e + e] = l, static_cast<T*>(a.out_d)[b * a.e + e] = d;
+      if (!((l - l) + (d - d) == 0)) note_lowest(*bad, b * a.e + e);
     }
   }
 

@@ -12,7 +12,8 @@ inline namespace SF_NS {
 
 template <class Q>
 struct column_tiles {
-  static constexpr int W = native_width<Q>, WC = W / 2, R = packed_tile_rows, step = WC > R ? WC : R;
+  static constexpr int W = native_width<Q>, WC = W / 2, R = packed_tile_rows < 2 * WC ? packed_tile_rows : 2 * WC,
+                       step = WC > R ? WC : R;  // R: the first tile of a band holds its corner
   using Col = pack_cols<Q, W>;
   template <int N>
   struct count {

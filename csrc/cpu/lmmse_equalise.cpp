@@ -42,9 +42,9 @@ struct equalise_job {
         wide_product<1, N>(v, n, m, u, biased);
         loop<N>(0, n, [&](int j) { z[j] = v(j, m); });
         solve<N>(l, inv, from, n, z);
-        Q gain(0.0f);
-        loop<N>(0, n, [&](int j) { gain = gain + inner(v(j, m), z[j]); });
-        put(m, biased[0], gain, one - gain);
+        Q gain(0.0f), norm(0.0f);
+        loop<N>(0, n, [&](int j) { gain = gain + inner(v(j, m), z[j]), norm = norm + inner(v(j, m), v(j, m)); });
+        put(m, biased[0], gain, left_by(gain, reg, norm));
       }
     }
   }

@@ -14,10 +14,10 @@ void run_normalise(normalise_args& a) {
       const T* z = static_cast<const T*>(a.z) + b * a.n;
       T* x = static_cast<T*>(a.out) + b * a.n;
       const double norm = __builtin_sqrt(square_sum(z, a.n));
-      static_cast<T*>(a.norm)[b] = T(norm);
-      const T f = T(a.scale / norm);
+      const T f = T(a.scale / norm), rounded = T(norm);
+      static_cast<T*>(a.norm)[b] = rounded;
       for (int64_t i = 0; i < a.n; ++i) x[i] = z[i] * f;
-      if (!(norm > 0 && norm - norm == 0)) note_lowest(a.bad, b);
+      if (!(norm > 0 && (rounded - rounded) + (f - f) == 0)) note_lowest(a.bad, b);
     }
   });
 }

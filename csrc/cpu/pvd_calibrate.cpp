@@ -15,8 +15,9 @@ void run_calibrate(calibrate_args& a) {
       const double p = double(static_cast<const T*>(a.probe_x)[b * a.probe_x_b + u * a.probe_x_u]);
       spread += double(a.nr) * v * (a.x_energy + p);
     }
-    const double noise_var = at(a.noise_var, 0, b, 0), s = noise_var + spread / double(a.count);
-    static_cast<T*>(a.out)[b] = T(s);
+    const double noise_var = at(a.noise_var, 0, b, 0);
+    const T s = T(noise_var + spread / double(a.count));
+    static_cast<T*>(a.out)[b] = s;
     if (!(noise_var > 0 && s > 0 && s - s == 0) && a.bad < 0) a.bad = b;
   }
 }

@@ -190,7 +190,7 @@ struct score_lanes {
     for (int i = count - 1; i >= 0; --i) {
       double total = e[i * step] += double(seen.v[i]);  // 0, or NaN where a result is not finite
       for (int v = 0; v <= u; ++v) total += e[i * step + 1 + v];
-      if (!(total - total == 0) || (sizeof(T) == 4 && total > 3.4028234e38)) note_lowest(lowest, first + i);
+      if (!(total - total == 0)) note_lowest(lowest, first + i);
     }
   }
 };

@@ -217,7 +217,7 @@ struct equalise_columns : channel_columns<T, double> {
     gain = B::w, rest = B::w + X::padded(B::larger(k, m));
     for (int64_t j = 0; j < m; j += B::most) {
       const int64_t some = m - j < B::most ? m - j : B::most;
-      a.m_form ? inverse_norms(j, some, reg) : column_norms(j, some);
+      a.m_form ? inverse_norms(j, some, reg) : column_norms(j, some, reg);
     }
     T *x = static_cast<T*>(a.out_x) + 2 * i * m, *noise = static_cast<T*>(a.out_noise) + i * m;
     for (int64_t j = 0; j < m; ++j) {
@@ -242,11 +242,18 @@ struct equalise_columns : channel_columns<T, double> {
     factor.template down<CT>(z, z_ld, c, from, [&](int q, Col v) SF_LAMBDA { sum[q] = sum[q] + v.v * v.v; });
     for (int q = 0; q < CT; ++q) put_sums(sum[q], out + q * WC, left - q * WC);
   }
-  void column_norms(int64_t j, int64_t some) {
+  void column_norms(int64_t j, int64_t some, double reg) {
     X::place(z, z_ld, factor.rows, h + 2 * j, n, some, h_ld / 2, 1, false);
     X::each_tile(0, X::packs(some),
                  [&](auto ct, int c) SF_LAMBDA { norms<decltype(ct)::value>(c, 0, gain + j + c * WC, some - c * WC); });
-    for (int64_t i = j; i < j + some; ++i) rest[i] = 1 - gain[i];
+    for (int64_t i = j; i < j + some; ++i) {
+      double norm = 0;
+      for (int64_t r = 0; r < n; ++r) {
+        const double* entry = h + r * h_ld + 2 * i;
+        norm += entry[0] * entry[0] + entry[1] * entry[1];
+      }
+      rest[i] = left_by(gain[i], reg, norm);
+    }
   }
   void inverse_norms(int64_t j, int64_t some, double reg) {
     X::each_tile(0, X::packs(some), [&](auto ct, int c) SF_LAMBDA {

@@ -7,13 +7,18 @@ inline namespace SF_NS {
 
 using wide_pack = pack<double, native_width<double>>;
 
+// The nearest integer, for |t| < 2^50.
+SF_HD wide_pack nearest(wide_pack t) {
+  const wide_pack big(6755399441055744.0);  // 1.5 * 2^52: adding and taking it away rounds
+  return (t + big) - big;
+}
+
 // To about an ulp for |t| < 2^50: the nearest quarter turn is taken off exactly, and what is left, an eighth of a turn
 // at most, goes through the minimax polynomials of fdlibm.
 SF_HD cx<wide_pack> unit_phase(wide_pack t) {
   using D = wide_pack;
-  const D big(6755399441055744.0);  // 1.5 * 2^52: adding and taking it away rounds to an integer
-  t = t - ((t + big) - big);
-  const D q = (t * D(4.0) + big) - big;  // -2 .. 2
+  t = t - nearest(t);
+  const D q = nearest(t * D(4.0));  // -2 .. 2
   const D x = (t - q * D(0.25)) * D(6.283185307179586477), z = x * x;
   D p = z * D(1.58969099521155010221e-10) + D(-2.50507602534068634195e-08);
   p = p * z + D(2.75573137070700676789e-06), p = p * z + D(-1.98412698298579493134e-04);

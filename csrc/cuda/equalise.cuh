@@ -61,7 +61,7 @@ struct equalise_lanes {
                       [&](const auto& V, const auto* l, const auto* inv, const auto* from, int32_t bad) {
                         info = bad;
                         m_form ? estimate_m(V, len, reg, l, inv, from, s, put)
-                               : estimate_k(V, len, l, inv, from, s, put);
+                               : estimate_k(V, len, reg, l, inv, from, s, put);
                       });
     const auto verdict = v.settle(info, good, reg);
     m.flag[w.id] = verdict.info != 0;
@@ -88,8 +88,8 @@ struct equalise_lanes {
     });
   }
   template <class V, class Put>
-  SF_HD static void estimate_k(const V& V_, int32_t len, const cx<double>* l, const double* inv, const double* from,
-                               const entry* y, const Put& put) {
+  SF_HD static void estimate_k(const V& V_, int32_t len, double reg, const cx<double>* l, const double* inv,
+                               const double* from, const entry* y, const Put& put) {
     cx<double> u[N], z[N];
     loop<N>(0, N, [&](int i) { u[i] = number<double>(y[i]); });
     sf::solve<N>(l, inv, from, N, u);
@@ -98,9 +98,9 @@ struct equalise_lanes {
       wide_product<1, N>(V_, N, m, u, biased);
       loop<N>(0, N, [&](int j) { z[j] = V_(j, m); });
       sf::solve<N>(l, inv, from, N, z);
-      double gain = 0;
-      loop<N>(0, N, [&](int j) { gain += inner(V_(j, m), z[j]); });
-      put(m, biased[0], gain, 1.0 - gain);
+      double gain = 0, norm = 0;
+      loop<N>(0, N, [&](int j) { gain += inner(V_(j, m), z[j]), norm += inner(V_(j, m), V_(j, m)); });
+      put(m, biased[0], gain, left_by(gain, reg, norm));
     }
   }
 };
@@ -192,9 +192,12 @@ struct equalise_team {
         }
         rest = Q(team.v.reg(w.channel)) * number<Q>(team.template b<Q>(w, j, c)).re;
       } else {
-        for (int32_t i = 0; i < team.v.n; ++i)
-          gain += inner(team.template row<Q>(w, i, j), number<Q>(team.template b<Q>(w, i, c)));
-        rest = Q(1) - gain;
+        Q norm(0);
+        for (int32_t i = 0; i < team.v.n; ++i) {
+          const cx<Q> own = team.template row<Q>(w, i, j);
+          gain += inner(own, number<Q>(team.template b<Q>(w, i, c))), norm += inner(own, own);
+        }
+        rest = left_by(gain, Q(team.v.reg(w.channel)), norm);
       }
       const wide<T, 1> e = unbiased<T>(number<Q>(biased<Q>(w, j)), gain);
       team.v.out_x[w.channel * team.v.m + j] = e;

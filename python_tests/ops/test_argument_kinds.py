@@ -112,3 +112,46 @@ def test_levels_of_an_inner_iteration(wrong, message):
         sf.pvd_update(**state, **(LEVELS | wrong))
     with pytest.raises(ValueError, match=f"pvd_channel_step: {message}"):
         sf.pvd_channel_step(**channel, **(LEVELS | wrong), seed=1)
+
+
+def test_energies_that_single_precision_cannot_hold():
+    """Each block's fits, their sum does not: the item and its largest block are named. Separate outputs do not add up."""
+    for t in (24, 1):
+        h, x = torch.zeros(1, 1, 2, 1, 1, dtype=torch.complex64), torch.zeros(1, 1, 2, 1, t, dtype=torch.complex64)
+        y = torch.zeros(1, 2, 1, t, dtype=torch.complex64)
+        y[0, 0, 0, 0], y[0, 1, 0, 0] = 1.4e19, 1.45e19
+        with pytest.raises(ValueError, match="likelihood_score: batch item 0, block 1 is not finite"):
+            sf.likelihood_score(y, h, x)
+        y[0, 1] = 0
+        probe = x.clone()
+        probe[..., 0] = 1.2e19 / 2**0.5
+        got = sf.likelihood_score(y, h, x, probe=probe)
+        assert bool(torch.isfinite(got.energy).all() and torch.isfinite(got.probe_x).all())
+
+
+def test_results_that_single_precision_cannot_hold():
+    h, svd = draw(2, 3, 4, dtype=torch.complex64), sf.pilot_svd(draw(4, 5, dtype=torch.complex64))
+    eps = draw(2, 1, 2, 3, 4, dtype=torch.complex64) * 1e20
+    with pytest.raises(ValueError, match="elbo_reduce: channel 0, expert 0 is not finite"):
+        sf.elbo_reduce(eps, h, [1], [0.5], [1.0], svd.project(draw(2, 3, 5, dtype=torch.complex64)), svd, noise_var=0.1,
+                       tau=1, seed=0)  # fmt: skip
+    one = torch.ones(2, 1)
+    with pytest.raises(ValueError, match="pvd_calibrate: item 1"):
+        sf.pvd_calibrate(0.1, torch.tensor([[1.0], [1e20]]), one, one[:, 0], x_energy=1e20, nr=4, count=4)
+    with pytest.raises(ValueError, match="pvd_calibrate: item 0"):
+        sf.pvd_calibrate(1e-50, 0 * one, one, 0 * one[:, 0], x_energy=1.0, nr=4, count=4)
+    for bad in (3e38, 1e-41):
+        with pytest.raises(ValueError, match="power_normalise: codeword 1"):
+            sf.power_normalise(torch.tensor([[1.0] * 4, [bad] * 4])[:, None, None])
+
+
+def test_other_kinds_of_counters():
+    """Numbers of NumPy are integers; tensors are where only numbers can be."""
+    assert torch.equal(
+        sf.cdl_channels("A", 2, nr=1, nt=1, seed=np.int64(3)), sf.cdl_channels("A", 2, nr=1, nt=1, seed=3)
+    )
+    for name in ("first_item", "stream"):
+        with pytest.raises(TypeError, match=f"philox_normal: {name} must be an integer"):
+            sf.philox_normal((1, 2), seed=1, **{name: torch.tensor(3)})
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        sf.philox_normal((2,), seed=np.array([3, 4]))

@@ -65,3 +65,38 @@ for dtype, more in ((torch.complex64, 2), (torch.complex128, 1)):
 def test_as_in_parts(level):
     """The bits of a large call are those of its parts, in new memory and in memory used before, at every level."""
     run_at(level, CODE)
+
+
+GUARDED = """
+import torch
+from semcom_fast import _native
+from sf_testing import draw, same_bits
+
+def product(a, b, out):
+    sizes = (len(a), a.shape[1], b.shape[2])
+    of = [(t.data_ptr(), t.shape, t.stride(), False, False) for t in (a, b)]
+    assert _native.core.cpu_mimo_matmul(a.dtype is torch.complex128, *of, out.data_ptr(), sizes) == -1
+
+mark = complex(7, 7)
+for dtype, sizes in ((torch.complex64, ((27000, 4, 2, 40), (80000, 1, 2, 56), (110000, 1, 2, 40), (27000, 4, 2, 48))),
+                     (torch.complex128, ((27000, 4, 2, 20), (80000, 1, 2, 28)))):
+    for items, m, k, n in sizes:
+        a, b = draw(items, m, k, seed=1, dtype=dtype), draw(items, k, n, seed=2, dtype=dtype)
+        count = items * m * n
+        assert count * dtype.itemsize >= 32 << 20
+        memory = torch.full((count + 64,), mark, dtype=dtype)  # used before, so that rows go around the caches
+        product(a, b, memory)
+        half = items // 2
+        for part in (slice(0, half), slice(half, items)):
+            small = torch.empty(a[part].shape[0], m, n, dtype=dtype)
+            product(a[part], b[part], small)
+            same_bits(memory[:count].view(items, m, n)[part], small)
+        assert bool((memory[count:] == mark).all()), (items, m, k, n)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("level", BUILT)
+def test_nothing_behind_the_last_row(level, threads):
+    """Rows that end inside a tile of columns: what the tile has beyond them is nobody's, or another row's."""
+    run_at(level, f"import torch; torch.set_num_threads({threads})" + GUARDED)

@@ -334,3 +334,20 @@ def test_transforms_and_meta():
         same_bits(row, sf.lmmse_equalise(y[i], h[i], 0.1)[0], "vmap")
     out = sf.lmmse_equalise(y.to("meta"), h.to("meta"), 0.1)
     assert all(t.is_meta and t.shape == (3, 2) for t in out) and out[1].dtype is torch.float64
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("noise_var", [0.0, 1e-18, 1e-14, 1e-9])
+@pytest.mark.parametrize("nr, nt", [(2, 3), (3, 4), (9, 12)])
+def test_orthogonal_column_beside_more_streams(nr, nt, noise_var, dtype, backend):
+    """A symbol that no other one disturbs is left with noise_var/|h|^2, which 1 - diag(G H) has no digits for; no symbol
+    has less."""
+    h = draw(50, nr, nt, seed=40, dtype=torch.complex128)
+    first = torch.linalg.qr(h)[0][..., :1]
+    h = torch.cat((first, h[..., 1:] - first @ (first.mH @ h[..., 1:])), -1).to(dtype)
+    y = draw(50, nr, seed=41, dtype=dtype)
+    with sf.use_backend(backend):
+        noise = sf.lmmse_equalise(y, h, noise_var, on_singular="flag")[1].double()
+    norm = torch.view_as_real(wide(h)[0]).square().sum((-3, -1))
+    assert bool((noise >= noise_var / norm * (1 - 1e-6)).all())

@@ -23,11 +23,18 @@ def lmmse_equalise(y: Tensor, h: Tensor, noise_var: Level) -> tuple[Tensor, Tens
     inner = nt <= nr  # the smaller Gram matrix
     a, _, info = system(wide.mH if inner else wide, reg, h.dtype)
     info = torch.where(real, info, 1).to(torch.int32)
-    # `_ex`: the system was checked above, and a second check would wait for a GPU
-    g = torch.linalg.solve_ex(a, wide.mH)[0] if inner else torch.linalg.solve_ex(a, wide)[0].mH
+    # `_ex`: the system was checked above, and a second check would wait for a GPU. The inverse, not solve_ex, whose backward
+    # keeps a factor without its tangent: forward over reverse mode would be wrong.
+    inverse = torch.linalg.inv_ex(a)[0]
+    g = inverse @ wide.mH if inner else (inverse @ wide).mH
     gain = (g @ wide).diagonal(dim1=-2, dim2=-1).real
     # 1 - gain, without the cancellation at high SNR
-    rest = reg.unsqueeze(-1) * torch.linalg.inv_ex(a)[0].diagonal(dim1=-2, dim2=-1).real if inner else 1 - gain
+    level = reg.unsqueeze(-1)
+    if inner:
+        rest = level * inverse.diagonal(dim1=-2, dim2=-1).real
+    else:  # never less than noise alone leaves, where the difference has no digits
+        alone = level + torch.view_as_real(wide).square().sum((-3, -1))
+        rest = torch.maximum(1 - gain, level / torch.where(alone > 0, alone, 1))
     silent = gain <= 0  # a column of zeros: nothing is known of its symbol
     dead = (info != 0).unsqueeze(-1) | ~heard.unsqueeze(-1) | silent
     s_hat = torch.where(dead, 0, (g @ rhs).squeeze(-1) / torch.where(dead, 1, gain))
