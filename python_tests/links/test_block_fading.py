@@ -100,3 +100,10 @@ def test_variances_that_are_none(value):
     if not isinstance(value, torch.Tensor):
         with pytest.raises(ValueError, match="draw_channel: var must be finite and >= 0"):
             draw_channel(2, 1, 3, 4, 2, seed=1, var=value)
+
+
+def test_transmit_under_transforms():
+    h, x, noise = draw(2, 3, 1, 3, 4, 2), draw(2, 3, 1, 3, 2, 5), torch.tensor([[0.1, 0.2, 0.3]] * 2).double()
+    got = torch.func.vmap(lambda h, x, v: transmit(h, x, v, 1))(h, x, noise)
+    for i in range(2):
+        same_bits(got[i], transmit(h[i], x[i], noise[i], 1))

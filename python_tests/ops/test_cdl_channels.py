@@ -211,7 +211,7 @@ BAD = {
     "yaw shape": ({"rx_yaw": torch.zeros(2, 3)}, ValueError, r"rx_yaw must be a real number or a tensor \[2\]"),
     "yaw NaN": ({"rx_yaw": torch.tensor([0.0, NAN])}, ValueError, "rx_yaw is not finite"),
     "no seed": ({"seed": None}, ValueError, "a draw needs a seed"),
-    "first item": ({"first_item": -1}, ValueError, "first_item must be at least 0"),
+    "first item": ({"first_item": -1}, ValueError, "first_item must not be negative"),
     "dtype": ({"dtype": torch.float32}, TypeError, "dtype must be complex64 or complex128"),
     "rays kind": ({"rays": 3}, TypeError, "rays must be a CDLRays"),
     "rays complex": ({"rays": sf.CDLRays(*[torch.zeros(2, 1) * 1j] * 7)}, TypeError, "rays.amplitude must be a float"),

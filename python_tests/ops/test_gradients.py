@@ -6,6 +6,7 @@ import torch
 from sf_testing import draw, within
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
+from torch.utils.flop_counter import FlopCounterMode
 from waterfill_calls import gradient_cases
 
 import semcom_fast as sf
@@ -297,3 +298,33 @@ def test_in_place_change_is_caught():
         moved.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.abs().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["power_normalise", "pvd_calibrate", "waterfill_step", "likelihood_score"])
+def test_forward_over_forward_is_refused(name):
+    """Torch loses the outer tangents inside a Function's jvp: an error, not wrong numbers."""
+    fn, args = CASES[name]
+    along = tuple(torch.ones_like(a) for a in args)
+
+    def slope(*given):
+        return torch.func.jvp(_loss(fn), given, along)[1]
+
+    with pytest.raises(NotImplementedError, match="no forward mode over forward mode"):
+        torch.func.jvp(slope, tuple(args), along)
+    grads = torch.func.grad(slope, argnums=0)(*args)  # reverse over forward
+    want = torch.func.jvp(torch.func.grad(_loss(fn), argnums=0), tuple(args), along)[1]  # forward over reverse
+    within(grads, want, 1e-9 * (1 + want.abs().max()), "both orders")
+
+
+def test_forward_mode_where_it_would_be_lost():
+    z = draw(3, 2, 2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(z, z)
+        with FlopCounterMode(display=False), pytest.raises(NotImplementedError, match="no forward mode under"):
+            sf.power_normalise(dual)
+
+
+def test_vmap_over_nothing():
+    y, h = draw(0, 2, 3), draw(0, 2, 3, 2)
+    got = torch.func.vmap(lambda y, h: tuple(sf.lmmse_equalise(y, h, 0.1)))(y, h)
+    assert [t.shape for t in got] == [(0, 2, 2), (0, 2, 2)]

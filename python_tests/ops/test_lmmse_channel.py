@@ -201,7 +201,7 @@ def test_split_batch_and_threads(dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("nr, nt, t", [(1, 16, 9), (4, 3, 6)])
+@pytest.mark.parametrize("nr, nt, t", [(1, 16, 9), (4, 3, 6), (2, 8, 1), (3, 2, 3)])
 def test_split_batch_with_covariances(nr, nt, t, dtype):
     """Also the products with the covariance's root keep their bits."""
     y, p = draw(40, nr, t, seed=31, dtype=dtype), draw(40, nt, t, seed=32, dtype=dtype)
@@ -306,3 +306,22 @@ def test_transforms_and_meta():
     for i, row in enumerate(torch.func.vmap(lambda y, p: sf.lmmse_channel(y, p, 0.1))(y, p)):
         same_bits(row, sf.lmmse_channel(y[i], p[i], 0.1), "vmap")
     assert sf.lmmse_channel(y.to("meta"), p.to("meta"), 0.1).shape == (3, 4, 2)
+
+
+@dtypes
+@pytest.mark.parametrize("nr, nt, t", [(2, 2, 3), (4, 8, 1), (3, 4, 8)])
+def test_split_of_a_broadcast_covariance(nr, nt, t, dtype):
+    """The layout that broadcasting gives the root does not choose another kernel."""
+    y, p = draw(2, 3, nr, t, seed=41, dtype=dtype), draw(2, 3, nt, t, seed=42, dtype=dtype)
+    cov = _covariance(2, 1, nt=nt, seed=43).to(dtype)
+    whole = sf.lmmse_channel(y, p, 0.3, cov)
+    for i in range(2):
+        same_bits(sf.lmmse_channel(y[i : i + 1], p[i : i + 1], 0.3, cov[i : i + 1]), whole[i : i + 1])
+
+
+def test_pilots_that_are_not_finite_beside_a_covariance():
+    """Named by this op, as without one."""
+    y, p = draw(2, 3, 4, 5, seed=44), draw(2, 3, 3, 5, seed=45)
+    p[1, 0, 2, 2] = NAN
+    with pytest.raises(sf.SingularChannelError, match=r"^lmmse_channel: 1 of 6 .*\(1, 0\)"):
+        sf.lmmse_channel(y, p, 0.1, _covariance(nt=3, seed=46))

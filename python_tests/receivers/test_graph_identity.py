@@ -96,7 +96,18 @@ def test_weights_that_change_in_place_are_the_same_network():
     with torch.no_grad():
         net[0].weight.mul_(2)
     assert before is not None and identity([net])[0] == before[0]
-    assert {t.data_ptr() for t in before[1]} >= {p.data_ptr() for p in net.parameters()}
+    held = {t.data_ptr() for t in before[1] if isinstance(t, torch.Tensor)}
+    assert held >= {p.data_ptr() for p in net.parameters()}
+
+
+def test_a_swapped_module_is_another_network():
+    """Also where the new one gets the address of the old one: what a key was made of is held."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    before = identity([net])
+    for make in (nn.Sigmoid, nn.Tanh):
+        net[1] = nn.Identity()
+        net[1] = make()
+        assert identity([net])[0] != before[0]
 
 
 @pytest.mark.parametrize("value", ["ieee", "tf32"])

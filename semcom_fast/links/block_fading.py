@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import blockdiag_apply, philox_normal
+from ..ops._checks import readable
 from ..ops._levels import level_tensor
 
 _USER_STREAM = 0
@@ -32,7 +33,7 @@ def hermitian_root(cov: Tensor) -> Tensor:
 def variances(op: str, name: str, value: float | Tensor) -> Tensor:
     """As a tensor; in host memory, where looking costs nothing, every entry is finite and >= 0."""
     level = level_tensor(op, name, value)
-    if level.is_cpu and not bool(((level >= 0) & torch.isfinite(level)).all()):
+    if level.is_cpu and readable(level) and not bool(((level >= 0) & torch.isfinite(level)).all()):
         raise ValueError(f"{op}: {name} must be finite and >= 0, got {value}")
     return level
 

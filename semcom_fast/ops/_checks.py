@@ -167,6 +167,8 @@ def non_finite(op: str, what: str, index: int) -> ValueError:
 
 def positive_level(op: str, name: str, value: Any) -> None:
     """A number must be finite and > 0; tensors are checked inside the kernels."""
+    if isinstance(value, np.number) and torch.compiler.is_compiling():
+        return  # a symbol, whose value is not known
     if isinstance(value, (int, float, np.number)) and not 0 < value < math.inf:
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
 

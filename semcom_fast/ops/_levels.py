@@ -23,13 +23,18 @@ _RANGES = {"seed": (-(2**63), 2**64)}  # the other words of a counter have 32 bi
 
 
 def check_draw(op: str, seed: Any = 0, step: Any = 0, stream: Any = 0, first_item: Any = 0) -> None:
-    """What addresses a Philox draw are integers that fit: others would wrap to somebody else's draw. Tensors, which hold
-    seed and step on a device, are not looked at; None draws nothing."""
-    for name, value in (("seed", seed), ("step", step), ("stream", stream), ("first_item", first_item)):
-        if value is None or isinstance(value, Tensor):
+    """What addresses a Philox draw are integers that fit: others would wrap to somebody else's draw, as item numbers do
+    past 2^32. Tensors, which hold seed and step on a device, are not looked at; None draws nothing."""
+    words = (seed, step, stream, first_item)
+    if all(type(value) is int and 0 <= value < 2**32 for value in words):
+        return
+    for name, value in zip(("seed", "step", "stream", "first_item"), words, strict=True):
+        if value is None or (isinstance(value, Tensor) and name in ("seed", "step")):
             continue
-        if type(value) is not int and not hasattr(value, "__index__"):
+        if isinstance(value, (Tensor, np.ndarray)) or (type(value) is not int and not hasattr(value, "__index__")):
             raise TypeError(f"{op}: {name} must be an integer, got {value!r}")
+        if type(value) is not int and torch.compiler.is_compiling():
+            continue  # a symbol, whose value is not known
         low, high = _RANGES.get(name, (0, 2**32))
         if not low <= value < high:
             least = "must not be negative" if low == 0 else f"must be at least {low}"

@@ -42,6 +42,12 @@ def _restore(ctx: Any) -> tuple[list[Any], tuple[Any, ...]]:
     return values[: ctx.n_args], tuple(values[ctx.n_args :])
 
 
+def _forward_levels() -> int:
+    """How many forward-mode transforms of torch.func are under way."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
+
+
 class Op:
     """A named op and everything torch wants to know about it.
 
@@ -119,6 +125,10 @@ class Op:
         return self._eager.apply(*args)
 
     def _traced(self, args: Any) -> Any:
+        if fwd_ad._current_level >= 0:  # torch.library has no forward mode: tangents would be dropped
+            raise NotImplementedError(
+                f"semcom_fast.{self.name} has no forward mode under torch.compile, a dispatch mode or on a tensor subclass"
+            )
         return self.packet(*(self._packet_args(args) if self._packet_args else args))
 
     @staticmethod
@@ -151,6 +161,10 @@ class Op:
         return found if len(found) > 1 else found[0]
 
     def _by_rows(self, args: Sequence[Any], mapped: Sequence[bool], size: int) -> Any:
+        if not size:  # shapes alone
+            outs = [self._fake(*(a.new_empty(a.shape[1:]) if m else a for a, m in zip(args, mapped, strict=True)))]
+            empty = [o.new_empty((0, *o.shape)) for o in (outs[0] if isinstance(outs[0], tuple) else outs)]
+            return tuple(empty) if isinstance(outs[0], tuple) else empty[0]
         outs = [self(*(a[i] if m else a for a, m in zip(args, mapped, strict=True))) for i in range(size)]
         return tuple(map(torch.stack, zip(*outs, strict=True))) if isinstance(outs[0], tuple) else torch.stack(outs)
 
@@ -181,6 +195,10 @@ class Op:
             @staticmethod
             def jvp(ctx: Any, *tangents: Any) -> Any:
                 args, outs = _restore(ctx)
+                if _forward_levels() > 1:  # torch loses the outer tangents inside a Function's jvp
+                    raise NotImplementedError(
+                        f"semcom_fast.{op.name} has no forward mode over forward mode: take one of the two in reverse"
+                    )
                 found = NotImplemented if op._jvp is None else op._jvp(args, outs, tangents)
                 return op._transposed_backward(args, outs, tangents) if found is NotImplemented else found
 

@@ -50,7 +50,7 @@ def check_weight(op: str, name: str, weight: Level | None, f: Tensor, *, needs: 
 
 def check_draw(op: str, noise: Tensor | None, level: Level, seed: Any, step: Any, first_item: int) -> None:
     """Someone says where the noise comes from, unless the level is the number 0 and none is injected."""
-    _levels.check_draw(op, seed, step, 0, first_item)
+    _levels.check_draw(op, seed, 0 if noise is not None else step, 0, first_item)
     if noise is None and seed is None and not (_levels.is_number(level) and level == 0):
         raise ValueError(f"{op} draws the noise of elements cleaner than the level: pass noise= or seed=")
 

@@ -222,6 +222,9 @@ def cdl_channels(
         raise ValueError(f"{_NAME}: a draw needs a seed (or rays)")
     else:
         _levels.check_draw(_NAME, seed, first_item=first_item)
+        if isinstance(seed, Tensor):
+            raise TypeError(f"{_NAME}: seed must be an integer, got {seed!r}")
+        seed, first_item = operator.index(seed), operator.index(first_item)
         gains, rx, tx = _drawn(letter, batch, seed, first_item, los_phase, delay_spread, link, dtype)
     f, r = gains.shape[-2:]
     r = max(r, rx.shape[-1], tx.shape[-1])

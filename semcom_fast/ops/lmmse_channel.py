@@ -1,5 +1,6 @@
 """LMMSE channel estimation from pilots."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,7 +67,8 @@ def lmmse_channel(
     root = None
     if cov is not None:
         root = _conjugate_root(cov)
-        pilots = blockdiag_adjoint(*_as_blocks(root, pilots))[..., 0, 0, :, :]
+        with _checks.tolerate_non_finite():  # the solve names what is wrong
+            pilots = blockdiag_adjoint(*_as_blocks(root, pilots))[..., 0, 0, :, :]
     # The RZF system of h = P^T, which is the above conjugated: rows of Y are then right-hand sides and rows of the
     # estimate solutions as they lie in memory, and only P is transposed.
     nr = y.shape[-2]
@@ -83,7 +85,10 @@ def lmmse_channel(
     estimate = finish(call, return_info=False)
     if root is None:
         return estimate
-    return blockdiag_apply(*_as_blocks(estimate, root.mH, users=1))[..., 0, :, :]
+    with _checks.tolerate_non_finite():
+        estimate = blockdiag_apply(*_as_blocks(estimate, root.mH.resolve_conj().contiguous(), users=1))[..., 0, :, :]
+    _checks.require_finite(_NAME, "channel", estimate.reshape(math.prod(lead), nr, nt))
+    return estimate
 
 
 def _conjugate_root(cov: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ def _conjugate_root(cov: Tensor) -> Tensor:
         for good, what in ((failed == 0, "positive definite"), (spread, "Hermitian")):
             if not bool(good.all()):
                 raise ValueError(f"{_NAME}: cov at index {tuple((~good).nonzero()[0].tolist())} is not {what}")
-    return root.conj()
+    return root.conj().resolve_conj().contiguous()  # one layout, whatever the batch: it chooses the products' kernel
 
 
 def _as_blocks(h: Tensor, other: Tensor, users: int = 0) -> tuple[Tensor, Tensor]:

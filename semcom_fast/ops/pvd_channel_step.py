@@ -250,7 +250,7 @@ def pvd_channel_step(
     levels = (sigma, sigma_above, zeta, score_var, next_var, var)
     state = {"mean": mean, "anchor": anchor, "sample": sample, "noise": noise}
     _check(state, {"y": y, "x": x, "probe": probe}, levels)
-    _levels.check_draw(_NAME, seed, step, stream, first_item)
+    _levels.check_draw(_NAME, seed, 0 if noise is not None else step, stream, first_item)
     if _levels.is_number(next_var) and next_var == 0:
         seed = noise = None
     elif noise is None and seed is None:

@@ -316,10 +316,10 @@ def pvd_update(
         and 0 < sigma <= sigma_above < math.inf
         and 0 < score_var < math.inf
         and math.isfinite(zeta)
-        and next_var is None
+        and (next_var is None or 0 <= next_var < math.inf)
     ):
         _check_levels(mean, sample, levels)
-    _levels.check_draw(_NAME, seed, step, stream, first_item)
+    _levels.check_draw(_NAME, seed, 0 if noise is not None else step, stream, first_item)
     if next_var is not None and _levels.is_number(next_var) and next_var == 0:
         seed = noise = None
     elif noise is None and seed is None:

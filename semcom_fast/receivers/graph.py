@@ -175,7 +175,7 @@ class _Replay:
         body: Callable[..., tuple[Tensor, ...]],
         inputs: Sequence[Tensor],
         owner: "Replays",
-        held: Sequence[Tensor],
+        held: Sequence[Any],
     ) -> None:
         self.held = held
         self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in inputs]
@@ -220,7 +220,7 @@ class Replays:
         return Replays(self.limit, self.recorder, self.first)
 
     def __call__(
-        self, key: Any, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], held: Sequence[Tensor] = ()
+        self, key: Any, body: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], held: Sequence[Any] = ()
     ) -> tuple[Tensor, ...]:
         """body(*inputs), where body depends on nothing but `key` and the inputs; `held` is what else it reads."""
         key = (key, tuple((t.shape, t.dtype, t.device) for t in inputs))

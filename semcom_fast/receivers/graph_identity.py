@@ -28,17 +28,17 @@ _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, f
 
 
 class _Walk:
-    """Goes through everything that objects hold; `key` tells two states of them apart, `tensors` is what they read."""
+    """Goes through everything that objects hold; `key` tells two states of them apart, `held` is what they read."""
 
     def __init__(self) -> None:
         self.key: list[Any] = []
-        self.tensors: list[Tensor] = []
+        self.held: list[Any] = []
         self.hidden = False
         self.seen: set[int] = set()
 
     def visit(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            self.tensors.append(value)
+            self.held.append(value)
             view = value.shape, value.stride(), value.is_conj(), value.is_neg()
             self.key.append((value.data_ptr(), *view, value.dtype, value.device, value.requires_grad))
         elif isinstance(value, _PLAIN):
@@ -52,9 +52,10 @@ class _Walk:
         elif isinstance(value, (np.ndarray, np.generic)) and value.nbytes <= _SMALL and value.dtype != object:
             self.key.append((value.shape, value.dtype.str, value.tobytes()))
         else:
-            self.key.append(id(value))
+            self.key.append((type(value), id(value)))
             if id(value) not in self.seen:
                 self.seen.add(id(value))
+                self.held.append(value)  # or another object could get its id
                 self._inside(value)
 
     def _inside(self, value: Any) -> None:
@@ -71,15 +72,15 @@ class _Walk:
                 self.visit(part)
 
 
-def identity(networks: Iterable[Any]) -> tuple[tuple[Any, ...], list[Tensor]] | None:
-    """(key, tensors) of callables: a graph captured through them is good for as long as the key is the same and the
-    tensors are alive. None where that cannot be told: functions read what they like."""
+def identity(networks: Iterable[Any]) -> tuple[tuple[Any, ...], list[Any]] | None:
+    """(key, held) of callables: a graph captured through them is good for as long as the key is the same and what is held
+    is alive. None where that cannot be told: functions read what they like."""
     walk = _Walk()
     for network in networks:
         if isinstance(network, _FUNCTIONS):
             return None
         walk.visit(network)
-    return None if walk.hidden else (tuple(walk.key), walk.tensors)
+    return None if walk.hidden else (tuple(walk.key), walk.held)
 
 
 def precision() -> tuple[str, str]:

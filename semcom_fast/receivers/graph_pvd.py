@@ -106,7 +106,7 @@ class PVDStepGraph:
         self.recorder, self.first = recorder, first
         self.replay: Callable[[], None] | None = None
         self.warm = False
-        self.held: list[Tensor] = []  # what the networks hold: their memory must outlive the graph
+        self.held: list[Any] = []  # what the networks hold: their memory must outlive the graph
         c, y, device = self.config, run.y, run.y.device
         self.batch, self.rows = run.batch, y.shape[0]
         table = level_table(c)

@@ -101,7 +101,7 @@ class PVD:
             raise TypeError(f"PVD.run: y must be a complex64 or complex128 tensor, got {got}")
         if y.ndim != 4:
             raise ValueError(f"PVD.run: y must be [B,K,Nr,T], got shape {tuple(y.shape)}")
-        if not isinstance(restarts, int):
+        if not hasattr(restarts, "__index__"):
             raise TypeError(f"PVD.run: restarts must be an integer, got {restarts!r}")
         if restarts < 1:
             raise ValueError(f"PVD.run: restarts must be at least 1, got {restarts}")

@@ -50,7 +50,8 @@ class PVDConfig:
     the means: deterministic given the initial draws.
 
     exact_covariance: the channel's score with the covariance of the residual that its own uncertainty makes, instead of
-    (42)'s white one; needs "secant". It reaches LMMSE where the codeword is known; blindly it is not always better.
+    (42)'s white one; needs "secant". At the means it reaches LMMSE where the codeword is known; blindly it is not always
+    better.
 
     lagged_noise: an inner iteration divides its scores by the effective noise variance (42) of the iteration before (the
     first by its own). The variance is then known before the residual is, and with L = 1 and i.i.d. Gaussian channel

@@ -133,7 +133,7 @@ class _Outer:
         self.iterations = np.zeros(rows, dtype=np.int64)
         self.calls = np.zeros(count, dtype=np.int64)
         self.last: tuple[np.ndarray, np.ndarray] | None = None  # weights and experts of the chain behind each h
-        self.who: tuple[Any, Sequence[Tensor]] = None, ()  # of the experts: what graphs take for granted, and read
+        self.who: tuple[Any, Sequence[Any]] = None, ()  # of the experts: what graphs take for granted, and read
         self.replays = self._graphs()
 
     def _graphs(self) -> cuda_graph.Replays | None:
