@@ -176,6 +176,11 @@ def test_mixture_keeps_its_tables_where_the_data_are():
         first = prior._like(x)
         assert all(t.dtype is dtype for t in first)
         assert all(a is b for a, b in zip(first, prior._like(x), strict=True))
+    other, _ = _small_mixture()
+    with torch.inference_mode():
+        assert not any(t.is_inference() for t in other._like(x.float()))
+    prior.means = prior.means + 1
+    assert torch.equal(prior._like(x)[1], first[1] + 1)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.7, 20.0])

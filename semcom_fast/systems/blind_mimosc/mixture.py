@@ -38,7 +38,7 @@ class GaussianMixturePrior:
             values,
             vectors,
         )
-        self._kept: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self._kept: dict[tuple, tuple[Tensor, ...]] = {}
 
     @classmethod
     def fit(cls, images: Tensor, components: int = 20, reg: float = 5e-3, seed: int = 0) -> "GaussianMixturePrior":
@@ -51,9 +51,11 @@ class GaussianMixturePrior:
 
     def _like(self, x: Tensor) -> tuple[Tensor, ...]:
         """Log weights, means, eigenvalues and eigenvectors on x's device and in its dtype, kept."""
-        key = x.dtype, x.device
+        tables = self.log_weights, self.means, self.values, self.vectors
+        key = (x.dtype, x.device, *map(id, tables))
         if key not in self._kept:
-            self._kept[key] = tuple(t.to(x) for t in (self.log_weights, self.means, self.values, self.vectors))
+            with torch.inference_mode(False):  # they serve later callers in any mode
+                self._kept = {key: tuple(t.to(x.device, x.dtype) for t in tables)}
         return self._kept[key]
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:

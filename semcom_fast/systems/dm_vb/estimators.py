@@ -29,10 +29,11 @@ LABELS = {
     "gm-mmse": "GM-MMSE, sample moments",
     "gm-exact": "GM-MMSE, exact moments",
     "lmmse": "LMMSE, pooled covariance",
-    "lasso": "LASSO",
+    "lasso": "LASSO, a beam per antenna",
+    "lasso-2x": "LASSO, two beams per antenna",
     "rls": "RLS",
 }
-MAIN = ("dm-vb", "single-dm", "gm-mmse", "gm-exact", "lmmse", "lasso", "rls")
+MAIN = ("dm-vb", "single-dm", "gm-mmse", "gm-exact", "lmmse", "lasso", "lasso-2x", "rls")
 _COMPLEX_MAC = 8  # floating-point operations
 
 
@@ -147,7 +148,7 @@ class Estimators:
     ) -> Estimate:
         """Channels from received pilots y [B,Nr,Np] for pilots [Nt,Np]; seed and first_item of the diffusion."""
         self.check(name)
-        if name in ("rls", "lasso", "lmmse", "gm-mmse", "gm-exact"):
+        if name in ("rls", "lasso", "lasso-2x", "lmmse", "gm-mmse", "gm-exact"):
             return self._closed_form(name, y, pilots, noise_var)
         experts = self.experts(name)
         began = time.process_time()
@@ -214,10 +215,11 @@ class Estimators:
             began = time.process_time()
             if name == "rls":
                 h, macs = rls_channel(y, pilots, noise_var), nr * slots * nt
-            elif name == "lasso":
-                h, info = lasso_channel(y, pilots, noise_var, return_info=True)
+            elif name in ("lasso", "lasso-2x"):
+                beams = 2 if name == "lasso-2x" else 1  # per antenna, at either end
+                h, info = lasso_channel(y, pilots, noise_var, oversampling=beams, return_info=True)
                 iterations = info.iterations
-                macs = iterations * nr * nt * nt
+                macs = iterations * beams**3 * (nr * nt * nt + (nr * nr * nt if beams > 1 else 0))
             else:
                 estimator = self._linear(name)
                 result = estimator(y, pilots, noise_var)

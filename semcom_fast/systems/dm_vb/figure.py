@@ -10,9 +10,9 @@ from ...errors import require_extra
 
 COLOURS = {
     "dm-vb": "#1b6ca8", "dm-vb-paper": "#7fb2d6", "dm-vb-exact": "#123f63", "single-dm": "#5aa17f", "gm-mmse": "#d95f02",
-    "gm-exact": "#444444", "lmmse": "#7a4ea3", "lasso": "#b58900", "rls": "#9a9a9a",
+    "gm-exact": "#444444", "lmmse": "#7a4ea3", "lasso": "#b58900", "rls": "#9a9a9a", "lasso-2x": "#8a4b08",
 }  # fmt: skip
-MARKERS = {"dm-vb": "o", "single-dm": "^", "gm-mmse": "s", "lmmse": "D", "lasso": "v", "rls": "x"}
+MARKERS = {"dm-vb": "o", "single-dm": "^", "gm-mmse": "s", "lmmse": "D", "lasso": "v", "lasso-2x": "<", "rls": "x"}
 DASHED = ("gm-exact", "dm-vb-exact")
 
 
