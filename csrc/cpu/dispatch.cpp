@@ -39,6 +39,7 @@ std::vector<choice> choices() {
 
 choice pick() {
   const char* wanted = std::getenv("SEMCOM_FAST_ISA");
+  if (wanted && !*wanted) wanted = nullptr;  // empty is as good as unset
   std::string built;
   for (const choice& c : choices()) {
     built += std::string(built.empty() ? "" : ", ") + c.name;

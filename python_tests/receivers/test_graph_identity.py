@@ -21,7 +21,7 @@ class Net:
     def __init__(self):
         self.w = torch.arange(9.0).reshape(3, 3).to(torch.complex64)
         self.table = np.arange(4.0)
-        self.names = {"a", "b"}
+        self.names, self.named, self.part = {"a", "b"}, {"a": 1}, slice(0, 3)
         self.depth, self.mode = 2, Mode.A
         relu, tanh = nn.ReLU(), nn.Tanh()
         self.relu, self.tanh = relu, tanh
@@ -52,6 +52,7 @@ CHANGES = {
     "enum": lambda net: setattr(net, "mode", Mode.B),
     "order of objects met before": lambda net: setattr(net, "layers", [net.relu, net.tanh, net.relu]),
     "new attribute": lambda net: setattr(net, "extra", None),
+    "another name": lambda net: setattr(net, "named", {"b": 1}),
 }
 
 
@@ -78,6 +79,7 @@ HIDDEN = {
     "slots": lambda net: setattr(net, "part", Slots()),
     "a large array": lambda net: setattr(net, "table", np.zeros(10**5)),
     "an array of objects": lambda net: setattr(net, "table", np.array([net.relu])),
+    "a sparse matrix": lambda net: setattr(net, "w", torch.eye(3).to_sparse()),
     "a set of objects": lambda net: setattr(net, "names", {net.relu}),
 }
 
@@ -98,6 +100,13 @@ def test_weights_that_change_in_place_are_the_same_network():
     assert before is not None and identity([net])[0] == before[0]
     held = {t.data_ptr() for t in before[1] if isinstance(t, torch.Tensor)}
     assert held >= {p.data_ptr() for p in net.parameters()}
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LSTM(2, 3), lambda: nn.GRU(2, 3), lambda: nn.MultiheadAttention(4, 2)])
+def test_modules_of_torch_can_be_told(make):
+    net = make()
+    known = identity([net])
+    assert known is not None and known[0] == identity([net])[0]
 
 
 def test_a_swapped_module_is_another_network():

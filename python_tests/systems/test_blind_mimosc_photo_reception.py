@@ -12,6 +12,7 @@ from semcom_fast import cli
 from semcom_fast.data.photos import PhotoCrops
 from semcom_fast.links import psnr
 from semcom_fast.receivers import PVD, GaussianChannelPrior, PVDConfig
+from semcom_fast.systems import evaluation
 from semcom_fast.systems.blind_mimosc import evaluate_photos, report_photos
 from semcom_fast.systems.blind_mimosc.photo_codec import PhotoCodecConfig
 from semcom_fast.systems.blind_mimosc.photo_images import as_source
@@ -134,10 +135,13 @@ def test_an_evaluation_goes_on_where_it_was(networks, tmp_path, monkeypatch):
     asked = []
     receive = Reception.receive
     monkeypatch.setattr(Reception, "receive", lambda self, name: (asked.append(name), receive(self, name))[1])
+    now = evaluation.where() | {"commit": "later"}
+    monkeypatch.setattr(evaluation, "where", lambda: now)
     evaluate_photos.evaluate(("penalised",), _protocol(), tmp_path / "b.csv", keep=tmp_path / "kept", progress=False)
     assert asked == ["oracle", "bound"]
     before, after = ((tmp_path / name).read_text().splitlines() for name in ("a.csv", "b.csv"))
     assert len(before) == 3 and len(after) == 5 and after[:3] == before
+    assert all(row.endswith(",later") for row in after[3:]) and not any(row.endswith(",later") for row in before)
     other = evaluate_photos.PhotoEvaluation(networks, _protocol(seed=1), tmp_path / "kept")
     assert not any(other.folder.glob("*.npz"))  # another seed is another evaluation
 

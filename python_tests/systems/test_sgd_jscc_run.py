@@ -220,7 +220,7 @@ def test_figures_of_the_users_networks(system: SgdJscc) -> None:
     assert np.allclose(figures["brighter"], (recovered - run.images).mean((1, 2, 3)).numpy() + 5, atol=1e-5)
     means = [x.mean((2, 3)) for x in (run.images, recovered)]
     assert figures["fid"].shape == (1,) and figures["fid"][0] == pytest.approx(frechet_distance(*means), rel=1e-5)
-    (row, *_) = rows_of({job: figures}, protocol, "none")
+    (row, *_) = rows_of({job: figures}, protocol, "none", {job: {"commit": "none"}})
     assert "brighter_se" in row and "fid" in row and "fid_se" not in row
 
 

@@ -130,6 +130,9 @@ _tolerate: ContextVar[bool] = ContextVar("semcom_fast_tolerate_non_finite", defa
 @contextlib.contextmanager
 def tolerate_non_finite() -> Iterator[None]:
     """Inside, kernels return non-finite results instead of raising: a loop checks once at the end of its run."""
+    if torch.compiler.is_compiling():  # which cannot follow context variables; compiled ops raise for themselves
+        yield
+        return
     token = _tolerate.set(True)
     try:
         yield
@@ -152,7 +155,7 @@ def readable(t: Tensor) -> bool:
 
 def require_finite(op: str, what: str, result: Tensor) -> None:
     """The check of the plain torch path on the CPU, matching the kernels' flag: names the first bad index of axis 0."""
-    if result.device.type != "cpu" or _tolerate.get() or not result.numel() or not readable(result):
+    if result.device.type != "cpu" or not readable(result) or _tolerate.get() or not result.numel():
         return
     finite = torch.isfinite(torch.view_as_real(result.resolve_conj()) if result.is_complex() else result)
     bad = ~finite.reshape(result.shape[0], -1).all(1)

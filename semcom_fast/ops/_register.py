@@ -3,7 +3,7 @@
 Eager calls go straight to the kernel (a few microseconds). Anything that traces - torch.compile, export, fake tensors,
 dispatch modes - sees one opaque `torch.ops.semcom_fast.<stem>` node. torch.func transforms need an
 `autograd.Function` with `setup_context`; plain autograd takes the cheaper `forward(ctx, ...)` style. All three share
-the same kernel, backward and jvp.
+the same kernel, backward and jvp. Forward mode is refused where torch would drop tangents: on the opaque node, and nested.
 """
 
 from collections.abc import Callable, Sequence

@@ -94,6 +94,7 @@ def _check_levels(noise_var: Level, alpha_bar: Level, beta: Level) -> None:
     for name, level, low, closed in (("alpha_bar", alpha_bar, "(0", False), ("beta", beta, "[0", True)):
         if isinstance(level, Tensor) and not (level.is_cpu and _checks.readable(level)):
             continue
+        level = level.item() if isinstance(level, Tensor) and level.numel() == 1 else level
         inside = (level >= 0 if closed else level > 0) & (level < 1)
         if not (inside.all() if isinstance(inside, Tensor) else inside):
             raise ValueError(f"{_NAME}: {name} must lie in {low}, 1), got {level}")

@@ -1,7 +1,9 @@
 """What a captured graph takes for granted about the callables it went through: addresses and plain values they hold."""
 
 import functools
+import pathlib
 import types
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +24,7 @@ _PLAIN = (
     torch.dtype,
     torch.device,
     torch.memory_format,
+    pathlib.PurePath,
 )
 _SMALL = 65536  # bytes of a NumPy array that are compared each time
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
@@ -37,7 +40,9 @@ class _Walk:
         self.seen: set[int] = set()
 
     def visit(self, value: Any) -> None:
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            self.hidden = True
+        elif isinstance(value, Tensor):
             self.held.append(value)
             view = value.shape, value.stride(), value.is_conj(), value.is_neg()
             self.key.append((value.data_ptr(), *view, value.dtype, value.device, value.requires_grad))
@@ -45,8 +50,12 @@ class _Walk:
             self.key.append(value)
         elif isinstance(value, (dict, list, tuple)):
             self.key.append(len(value))
-            for part in value.values() if isinstance(value, dict) else value:
+            for part in (*value, *value.values()) if isinstance(value, dict) else value:
                 self.visit(part)
+        elif isinstance(value, weakref.ref):
+            self.visit(value())
+        elif isinstance(value, slice):
+            self.visit((value.start, value.stop, value.step))
         elif isinstance(value, (set, frozenset)) and all(isinstance(part, _PLAIN) for part in value):
             self.key.append(frozenset(value))
         elif isinstance(value, (np.ndarray, np.generic)) and value.nbytes <= _SMALL and value.dtype != object:

@@ -2,6 +2,7 @@
 made with, and by what a network is recognised."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,11 @@ from ..errors import require_extra
 
 Figures = dict[str, np.ndarray]  # by name: per item [N], and single numbers [1]
 Job = TypeVar("Job")
+_PLACE = "made_with"  # in a kept file, beside the figures
 
 
 class KeptEvaluation(ABC, Generic[Job]):
-    """Runs jobs and keeps their figures, so that a stopped evaluation goes on where it was.
+    """Runs jobs and keeps their figures and what they were made with, so that a stopped evaluation goes on where it was.
 
     Args:
         folder: of the kept figures; None keeps them in memory alone.
@@ -32,6 +34,7 @@ class KeptEvaluation(ABC, Generic[Job]):
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.found: dict[Job, Figures] = {}
+        self.places: dict[Job, dict[str, str]] = {}  # `where` each of them was made
 
     @abstractmethod
     def jobs(self) -> list[Job]:
@@ -66,12 +69,15 @@ class KeptEvaluation(ABC, Generic[Job]):
             path = self.path(job)
             if path is not None and path.exists():
                 with np.load(path) as kept:
-                    self.found[job] = dict(kept)
+                    figures = dict(kept)
+                place = figures.pop(_PLACE, None)
+                self.places[job] = dict.fromkeys(where(), "unknown") if place is None else json.loads(str(place))
+                self.found[job] = figures
             else:
-                self.found[job] = self._measure(job)
+                self.found[job], self.places[job] = self._measure(job), where()
                 if path is not None:
                     with whole_file(path) as file:
-                        np.savez(file, **self.found[job])  # type: ignore[arg-type]
+                        np.savez(file, **self.found[job], **{_PLACE: np.array(json.dumps(self.places[job]))})  # type: ignore[arg-type]
         return self.found[job]
 
 

@@ -32,7 +32,7 @@ from ...data.images import data_home
 from ...links import channel_nmse, noise_var_from_snr_db, to_db, transmit
 from ...receivers import PVD, GaussianChannelPrior, PVDConfig
 from ..decibels import Estimate, gain_db, influence, mean_db, standard_error
-from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
+from ..evaluation import Figures, KeptEvaluation, table_or_stop
 from ..sgd_jscc.evaluate import write_table
 from .channel_laws import ChannelLaw
 from .channel_prior import load_channel_denoiser
@@ -223,7 +223,7 @@ GAINS = ("gain_db", "gain_se", "gain_per_image_db", "gain_per_image_se", "share"
 
 def rows_of(evaluation: Evaluation) -> list[dict[str, object]]:
     """What was found, as rows of a table."""
-    p, found, place = evaluation.protocol, evaluation.found, where()
+    p, found = evaluation.protocol, evaluation.found
     variance = pixel_variance(load_digits().train)
     rows = []
     for job, figures in found.items():
@@ -247,7 +247,7 @@ def rows_of(evaluation: Evaluation) -> list[dict[str, object]]:
         row |= {"lmmse_db": f"{lmmse.value:.3f}", "lmmse_se": f"{lmmse.se:.3f}"}
         row["mse_over_var"] = f"{figures['source'].mean() / variance:.4f}" if job.knowledge == "blind" else ""
         row |= {"K": LINK.blocks, "Nr": LINK.nr, "Nt": LINK.nt, "T": LINK.slots, "images": p.images, "seed": p.seed}
-        rows.append(row | place)
+        rows.append(row | evaluation.places[job])
     return rows
 
 

@@ -38,7 +38,7 @@ from ...links import channel_nmse, draw_channel, noise_var_from_snr_db, to_db, t
 from ...ops import power_normalise
 from ...receivers import PVD, DivergedError, GaussianChannelPrior, PVDConfig
 from ..decibels import Estimate, gain_db, mean_db
-from ..evaluation import Figures, KeptEvaluation, table_or_stop, where
+from ..evaluation import Figures, KeptEvaluation, table_or_stop
 from ..sgd_jscc.evaluate import write_table
 from .experiment import Link
 from .known_codeword import Response, codeword_modes, limit_gain, lmmse_errors, mode_errors, response
@@ -303,8 +303,11 @@ def _rows_of_job(evaluation: Evaluation, job: Job, found: Figures) -> list[dict[
 
 def rows_of(evaluation: Evaluation) -> list[dict[str, object]]:
     """What was found, as rows of a table."""
-    place = where()
-    return [row | place for job, found in evaluation.found.items() for row in _rows_of_job(evaluation, job, found)]
+    return [
+        row | evaluation.places[job]
+        for job, found in evaluation.found.items()
+        for row in _rows_of_job(evaluation, job, found)
+    ]
 
 
 def evaluate(protocol: Protocol, out: Path, *, keep: Path | None = None, progress: bool = True) -> Evaluation:

@@ -33,7 +33,7 @@ from ...data.images import data_home
 from ...data.photos import PhotoCrops
 from ...receivers import PVDConfig
 from ..decibels import mean_db
-from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop, where
+from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop
 from ..sgd_jscc.evaluate import mean_of, write_table
 from .experiment import SUCCESS_DB
 from .networks import PHOTO_CODECS, load_photo_codec, load_photo_denoiser
@@ -236,7 +236,7 @@ FIELDS = (
 
 def rows_of(evaluation: PhotoEvaluation, variant: str) -> list[dict[str, object]]:
     """The means as rows of a table."""
-    p, place = evaluation.protocol, where()
+    p = evaluation.protocol
     common = {
         "encoder": variant,
         "crops": len(p.images),
@@ -252,7 +252,7 @@ def rows_of(evaluation: PhotoEvaluation, variant: str) -> list[dict[str, object]
         row["codec"] = variant if symbols is None else f"plain_{symbols}"
         row["mean_codeword_energy"] = f"{evaluation.common_energy(symbols):.3f}"
         row |= _blind_over(evaluation.found.get(Job("pvd", job.snr_db)), figures, p)
-        rows.append({name: row.get(name, "") for name in FIELDS} | place)
+        rows.append({name: row.get(name, "") for name in FIELDS} | evaluation.places[job])
     return rows
 
 

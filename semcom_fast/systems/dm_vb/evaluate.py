@@ -200,7 +200,7 @@ def rows_of(evaluation: Evaluation) -> list[dict[str, object]]:
         row |= {"gflop_per_channel": f"{figures['gflop'][0]:.4g}", "channels": p.channels, "seed": p.seed}
         diffusion = job.estimator in ("dm-vb", "dm-vb-paper", "single-dm")
         row |= {"networks": ("bfloat16" if evaluation.estimators.bf16 else "float32") if diffusion else ""}
-        rows.append(row | {"note": ""} | place)
+        rows.append(row | {"note": ""} | evaluation.places[job])
     for name, reason in evaluation.missing.items():
         rows.append(common | {"estimator": name, "note": f"missing: {reason}"} | place)
     return rows

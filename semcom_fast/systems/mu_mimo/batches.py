@@ -66,7 +66,7 @@ class BatchSource:
     """Training batches; a step's draw depends on (seed, step) alone, so every variant meets the same data.
 
     Attributes:
-        main: the images of most draws; flipped left to right at random unless they are all digits.
+        main: the images of most draws; those without a label are flipped left to right at random.
         digits: labelled images that take DIGIT_SHARE of the draws, or None.
         channels: where h comes from.
         snr_db: each grid's SNR is uniform between these.
@@ -82,7 +82,7 @@ class BatchSource:
         count = batch * self.users
         index = torch.randint(len(self.main.images), (count,), generator=generator)
         images, labels = _chosen(self.main, index)
-        flip = torch.rand(count, generator=generator) < 0.5
+        flip = (torch.rand(count, generator=generator) < 0.5) & (labels == UNLABELLED)
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         if self.digits is not None:
             index = torch.randint(len(self.digits.images), (count,), generator=generator)

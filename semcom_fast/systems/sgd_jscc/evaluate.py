@@ -33,7 +33,7 @@ from ...data.photos import PhotoCrops
 from ...links.metrics import psnr, ssim
 from ...links.perceptual import edge_f1, frechet_distance, latent_features, ms_ssim
 from ...receivers.waterfill_config import WaterfillConfig
-from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop, where
+from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop
 from .link import CHANNELS, LinkConfig, send
 from .receiver import ReceiverConfig, Sent, SgdJscc, load_system
 
@@ -266,9 +266,11 @@ def gains(found: Mapping[Job, Figures], origins: np.ndarray) -> list[dict[str, o
     return rows
 
 
-def rows_of(found: Mapping[Job, Figures], protocol: Protocol, photos: str) -> list[dict[str, object]]:
+def rows_of(
+    found: Mapping[Job, Figures], protocol: Protocol, photos: str, places: Mapping[Job, dict[str, str]]
+) -> list[dict[str, object]]:
     """The means as rows of a table."""
-    origins, place = protocol.origins.numpy(), where()
+    origins = protocol.origins.numpy()
     rows = []
     for job, figures in found.items():
         config = protocol.receivers[job.receiver]
@@ -280,7 +282,7 @@ def rows_of(found: Mapping[Job, Figures], protocol: Protocol, photos: str) -> li
             if len(values) == len(origins) and len(values) > 1:
                 row[f"{name}_se"] = f"{value.se:.4f}"
         row |= {"crops": len(origins), "photographs": len(np.unique(origins)), "photos": photos, "seed": protocol.seed}
-        rows.append(row | {"networks": "bfloat16" if config.bf16 else "float32"} | place)
+        rows.append(row | {"networks": "bfloat16" if config.bf16 else "float32"} | places[job])
     return rows
 
 
@@ -303,7 +305,7 @@ def evaluate(
     """Run all jobs, rewriting both tables after each."""
     evaluation = Evaluation(system, protocol, keep)
     for _ in evaluation.run(progress):
-        write_table(out, rows_of(evaluation.found, protocol, photos))
+        write_table(out, rows_of(evaluation.found, protocol, photos, evaluation.places))
         write_table(gains_path(out), gains(evaluation.found, protocol.origins.numpy()))
     return evaluation
 
