@@ -1,9 +1,8 @@
 """Regularised least-squares channel estimates: nothing is assumed of the channel but its power."""
 
-import torch
 from torch import Tensor
 
-from ..ops._checks import readable
+from ..ops._checks import non_finite_row, readable
 from ..ops.lmmse_channel import lmmse_channel
 
 
@@ -18,9 +17,9 @@ def check_pilot_link(name: str, y: Tensor, pilots: Tensor) -> None:
     if not y.is_complex() or y.dtype is not pilots.dtype:
         raise TypeError(f"{name} needs y and pilots of one complex dtype, got {y.dtype} and {pilots.dtype}")
     if y.is_cpu and readable(y):
-        bad = ~torch.isfinite(torch.view_as_real(y.resolve_conj())).flatten(1).all(1)
-        if bool(bad.any()):
-            raise ValueError(f"{name}: y of channel {int(bad.nonzero()[0])} holds NaN or Inf")
+        channel = non_finite_row(y)
+        if channel is not None:
+            raise ValueError(f"{name}: y of channel {channel} holds NaN or Inf")
 
 
 def rls_channel(y: Tensor, pilots: Tensor, noise_var: float | Tensor) -> Tensor:

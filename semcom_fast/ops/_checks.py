@@ -153,14 +153,20 @@ def readable(t: Tensor) -> bool:
     return not torch._C._len_torch_dispatch_stack()
 
 
+def non_finite_row(t: Tensor) -> int | None:
+    """Index on axis 0 of the first row with NaN or Inf, None if there is none. Waits for the device."""
+    flat = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    bad = ~torch.isfinite(flat if flat.ndim > 1 else flat.unsqueeze(1)).flatten(1).all(1)
+    return int(bad.nonzero()[0]) if bool(bad.any()) else None
+
+
 def require_finite(op: str, what: str, result: Tensor) -> None:
     """The check of the plain torch path on the CPU, matching the kernels' flag: names the first bad index of axis 0."""
     if result.device.type != "cpu" or not readable(result) or _tolerate.get() or not result.numel():
         return
-    finite = torch.isfinite(torch.view_as_real(result.resolve_conj()) if result.is_complex() else result)
-    bad = ~finite.reshape(result.shape[0], -1).all(1)
-    if bool(bad.any()):
-        raise non_finite(op, what, int(bad.nonzero()[0]))
+    row = non_finite_row(result)
+    if row is not None:
+        raise non_finite(op, what, row)
 
 
 def non_finite(op: str, what: str, index: int) -> ValueError:
@@ -184,5 +190,6 @@ def number(op: str, name: str, value: Any) -> float:
 
 
 def positive_number(op: str, name: str, value: Any) -> float:
-    positive_level(op, name, number(op, name, value))
-    return float(value)
+    found = number(op, name, value)
+    positive_level(op, name, found)
+    return found

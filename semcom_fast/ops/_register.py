@@ -162,9 +162,9 @@ class Op:
 
     def _by_rows(self, args: Sequence[Any], mapped: Sequence[bool], size: int) -> Any:
         if not size:  # shapes alone
-            outs = [self._fake(*(a.new_empty(a.shape[1:]) if m else a for a, m in zip(args, mapped, strict=True)))]
-            empty = [o.new_empty((0, *o.shape)) for o in (outs[0] if isinstance(outs[0], tuple) else outs)]
-            return tuple(empty) if isinstance(outs[0], tuple) else empty[0]
+            row = self._fake(*(a.new_empty(a.shape[1:]) if m else a for a, m in zip(args, mapped, strict=True)))
+            empty = tuple(o.new_empty((0, *o.shape)) for o in (row if isinstance(row, tuple) else (row,)))
+            return empty if isinstance(row, tuple) else empty[0]
         outs = [self(*(a[i] if m else a for a, m in zip(args, mapped, strict=True))) for i in range(size)]
         return tuple(map(torch.stack, zip(*outs, strict=True))) if isinstance(outs[0], tuple) else torch.stack(outs)
 

@@ -112,7 +112,6 @@ def dirichlet_responsibilities(
     Source: equations (35), (38)-(40) of "Mixture-of-Experts Diffusion Models for Adaptive Massive MIMO Channel
     Estimation via Variational Bayesian Inference".
     """
-    _checks.require_tensors(_NAME, L=L, D=D)
     _checks.same_kind(_NAME, _checks.REAL, "L D", L, D)
     if L.ndim != 2 or D.shape != L.shape or L.shape[1] == 0:
         raise _checks.shape_error(_NAME, "L [B,E] and D [B,E] with E >= 1", L=L, D=D)

@@ -148,7 +148,6 @@ def elbo_reduce(
     Source: equations (32), (33), (36), (37) of "Mixture-of-Experts Diffusion Models for Adaptive Massive MIMO Channel
     Estimation via Variational Bayesian Inference"; the constant of (37) is dropped.
     """
-    _checks.require_tensors(_NAME, eps=eps, h=h, yv=yv)
     _checks.same_kind(_NAME, _checks.COMPLEX, "eps h yv noise", eps, h, yv, noise, optional=1)
     at = _pilots.check_steps(_NAME, steps)
     like = (h.shape[0], len(at), *h.shape[1:]) if h.ndim == 3 else None

@@ -130,7 +130,6 @@ def waterfill_inject(
     Source: equation (23) of "Semantics-Guided Diffusion for Deep Joint Source-Channel Coding in Wireless Image
     Transmission", with the level of (17) under it.
     """
-    _checks.require_tensors(_NAME, f=f, d=d)
     _checks.same_kind(_NAME, _checks.REAL, "f d noise", f, d, noise, optional=1)
     _waterfill.check_state(_NAME, f, d, noise=noise)
     _waterfill.check_level(_NAME, "beta_bar", beta_bar, f)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require_extra
-from ..ops._checks import COMPLEX, tolerate_non_finite
+from ..ops._checks import COMPLEX, non_finite_row, tolerate_non_finite
 from ..ops._levels import check_draw, level_tensor
 from . import graph_pvd as cuda_graph
 from .pvd_config import PVDConfig
@@ -111,9 +111,9 @@ class PVD:
         if level.device.type == "cpu" and not bool((level > 0).all() and torch.isfinite(level).all()):
             raise ValueError(f"PVD.run: noise_var must be positive and finite, got {noise_var}")
         if y.device.type == "cpu":
-            bad = ~torch.isfinite(torch.view_as_real(y.resolve_conj())).flatten(1).all(1)
-            if bool(bad.any()):
-                raise ValueError(f"PVD.run: y of image {int(bad.nonzero()[0])} holds NaN or Inf")
+            image = non_finite_row(y)
+            if image is not None:
+                raise ValueError(f"PVD.run: y of image {image} holds NaN or Inf")
 
     def run(
         self,

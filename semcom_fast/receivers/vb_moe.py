@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require_extra
-from ..ops._checks import tolerate_non_finite
+from ..ops._checks import non_finite_row, tolerate_non_finite
 from ..ops._levels import seed_cell
 from ..ops.dirichlet_responsibilities import dirichlet_responsibilities
 from ..reference import PilotSVD
@@ -19,7 +19,7 @@ from .graph_identity import identity, precision
 from .vb_moe_chain import Chain, ChainInputs, chains, explain, first_chain, pruned, run_chain
 from .vb_moe_config import VBMoEConfig
 from .vb_moe_evidence import BLOCK_CPU, BLOCK_GPU, EvidenceInputs, block_inputs, check_evidence, evidence
-from .vb_moe_experts import Expert, ExpertBank, Experts, non_finite_row
+from .vb_moe_experts import Expert, ExpertBank, Experts
 from .vb_moe_run import Run, Schedules, prepare
 
 if TYPE_CHECKING:

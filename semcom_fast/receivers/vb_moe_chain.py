@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops._checks import non_finite_row
 from . import unchecked
-from .vb_moe_experts import Experts, non_finite_row
+from .vb_moe_experts import Experts
 from .vb_moe_run import DeviceTables, Run
 
 

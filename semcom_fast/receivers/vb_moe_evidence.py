@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..ops._checks import non_finite_row
 from . import unchecked
-from .vb_moe_experts import Experts, non_finite_row
+from .vb_moe_experts import Experts
 from .vb_moe_run import DeviceTables, Run, Schedules
 
 # Rows noised at once: 8 steps and 4 experts of 16 x 64 channels are 20 MB of complex64 on the CPU.

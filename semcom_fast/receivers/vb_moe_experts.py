@@ -81,10 +81,3 @@ def _unlike(who: str, eps: Any, h_t: Tensor, need: tuple[int, ...], t: int) -> E
         return ValueError(f"VBMoE: {who} must return eps {need} at diffusion step {t}, got {tuple(eps.shape)}")
     return TypeError(f"VBMoE: {who} must return {h_t.dtype} on {h_t.device}, as the state is; it gave {eps.dtype} on "
                      f"{eps.device} at diffusion step {t}")  # fmt: skip
-
-
-def non_finite_row(t: Tensor) -> int | None:
-    """Index on axis 0 of the first row with NaN or Inf, None if there is none. Waits for the device."""
-    flat = torch.view_as_real(t) if t.is_complex() else t
-    bad = ~torch.isfinite(flat).flatten(1).all(1)
-    return int(bad.nonzero()[0]) if bool(bad.any()) else None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._checks import non_finite_row
 from ..ops._levels import check_draw, level_tensor
 from ..ops.pilot_svd import pilot_svd
 from ..reference import PilotSVD
@@ -120,9 +121,9 @@ def _check_received(y: Any) -> None:
         raise TypeError(f"{_NAME}: y must be a complex64 or complex128 tensor, got {got}")
     if y.ndim != 3 or 0 in y.shape[1:]:
         raise ValueError(f"{_NAME}: y must be [B,Nr,Np], got shape {tuple(y.shape)}")
-    bad = ~torch.isfinite(torch.view_as_real(y.resolve_conj())).flatten(1).all(1)
-    if bool(bad.any()):
-        raise ValueError(f"{_NAME}: y of item {int(bad.nonzero()[0])} holds NaN or Inf")
+    item = non_finite_row(y)
+    if item is not None:
+        raise ValueError(f"{_NAME}: y of item {item} holds NaN or Inf")
 
 
 def _decomposition(y: Tensor, pilots: Any) -> PilotSVD:
@@ -173,7 +174,7 @@ def _start_of(
         raise TypeError(f"{_NAME}: start must be a {y.dtype} tensor on {y.device}, as y is")
     if tuple(start.shape) != shape:
         raise ValueError(f"{_NAME}: start must be [B,Nr,Nt] = {shape}, got {tuple(start.shape)}")
-    bad = ~torch.isfinite(torch.view_as_real(start.resolve_conj())).flatten(1).all(1)
-    if bool(bad.any()):
-        raise ValueError(f"{_NAME}: start of item {int(bad.nonzero()[0])} holds NaN or Inf")
+    item = non_finite_row(start)
+    if item is not None:
+        raise ValueError(f"{_NAME}: start of item {item} holds NaN or Inf")
     return start.detach().resolve_conj().resolve_neg().contiguous()
