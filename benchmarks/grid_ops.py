@@ -154,15 +154,16 @@ OPS = [
     ),
     GridOp(
         "lmmse_equalise",
-        lambda b, r, c, t: [((b, r), False), ((b, r, c), True)],
+        lambda b, r, c, t: (
+            [((b, r), False), ((b, r, c), True)] if t == 1 else [((b, t, r), False), ((b, 1, r, c), True)]
+        ),
         lambda y, h: sf.lmmse_equalise(y, h, NOISE),
         {
             "cholesky": lambda y, h: peers.equalise_cholesky(y, h, NOISE),
             "solve": lambda y, h: peers.equalise_solve(y, h, NOISE),
         },
-        lambda r, c, t: 2 * c,
-        lambda r, c, t: _solve_flops(r, c, c),
-        (1,),
+        lambda r, c, t: 2 * c * t,
+        lambda r, c, t: _solve_flops(r, c, c) + 8 * r * c * (t - 1),
     ),
     GridOp(
         "lmmse_channel",

@@ -178,11 +178,18 @@ def rzf_gradients(forward):
     return run
 
 
+def _filtered(gain: Tensor, y: Tensor) -> Tensor:
+    """gain y; vectors [...,T,Nr] of one filter [...,1,Nt,Nr] are the rows of a matrix product."""
+    if gain.ndim > 3 and gain.shape[-3] == 1:
+        return y @ gain.squeeze(-3).mT
+    return (gain @ y.unsqueeze(-1)).squeeze(-1)
+
+
 def equalise_solve(y: Tensor, h: Tensor, noise_var: float):
     gram = h.mH @ h
     gain = torch.linalg.solve(gram + noise_var * torch.eye(h.shape[-1], dtype=h.dtype, device=h.device), h.mH)
     diagonal = (gain @ h).diagonal(dim1=-2, dim2=-1).real
-    return (gain @ y.unsqueeze(-1)).squeeze(-1) / diagonal, 1 / diagonal - 1
+    return _filtered(gain, y) / diagonal, 1 / diagonal - 1
 
 
 def equalise_cholesky(y: Tensor, h: Tensor, noise_var: float):
@@ -191,7 +198,7 @@ def equalise_cholesky(y: Tensor, h: Tensor, noise_var: float):
     factor, _ = torch.linalg.cholesky_ex(gram)
     gain = torch.cholesky_solve(h.mH, factor)
     diagonal = (gain @ h).diagonal(dim1=-2, dim2=-1).real
-    return (gain @ y.unsqueeze(-1)).squeeze(-1) / diagonal, 1 / diagonal - 1
+    return _filtered(gain, y) / diagonal, 1 / diagonal - 1
 
 
 def equalise_inverse(y: Tensor, h: Tensor, noise_var: float):
@@ -200,6 +207,8 @@ def equalise_inverse(y: Tensor, h: Tensor, noise_var: float):
     gram.diagonal(dim1=-2, dim2=-1).add_(noise_var)
     inverse, _ = torch.linalg.inv_ex(gram)
     diagonal = 1 - noise_var * inverse.diagonal(dim1=-2, dim2=-1).real
+    if h.shape[-3] == 1 and y.shape[-2] > 1:
+        return _filtered(inverse @ h.mH, y) / diagonal, 1 / diagonal - 1
     matched = (y.unsqueeze(-2).conj() @ h).mH
     return (inverse @ matched).squeeze(-1) / diagonal, 1 / diagonal - 1
 

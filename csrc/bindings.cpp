@@ -78,12 +78,12 @@ int64_t channel_step(bool is_double, const sizes6& n, const std::array<uintptr_t
   return run(sf::kernels().pvd_channel_step, a);
 }
 
-// flags = (double, rows, m_form, pinv, refuse_zero); sizes = (n, K, M, T, stride of h, alpha_run, items)
-using rzf_flags = std::tuple<bool, bool, bool, bool, bool>;
+// flags = (double, rows, m_form, pinv, refuse_zero, shared); sizes = (n, K, M, T, stride of h, alpha_run, items)
+using rzf_flags = std::tuple<bool, bool, bool, bool, bool, bool>;
 
 sf::rzf_args rzf(const rzf_flags& flags, const sizes7& n, double scale, uintptr_t h, uintptr_t s, uintptr_t alpha) {
   sf::rzf_args a{};
-  std::tie(a.is_double, a.rows, a.m_form, a.pinv, a.refuse_zero) = flags;
+  std::tie(a.is_double, a.rows, a.m_form, a.pinv, a.refuse_zero, a.shared) = flags;
   std::tie(a.n, a.k, a.m, a.t, a.h_b, a.alpha_run, a.items) = n;
   a.scale = scale, a.h = in(h), a.s = in(s), a.alpha = in(alpha);
   a.pool = sf::torch_pool(), a.bad = a.spoilt = -1;

@@ -94,11 +94,12 @@ struct calibrate_args {  // var_h, probe_x [B,U]; probe_y [B] -> out [B]
 
 // Regularised zero forcing, n channels h [n or 1, K, M], symbols s [n,K,T] ([n,T,K] with `rows`; null = unit symbols),
 // x and g like s with M for K. The M-form factors H^H H + alpha I instead of H H^H + alpha I. lmmse_equalise reads y as
-// s (T = 1) and the channel's Nr x Nt as K x M.
+// s (with `rows`) and the channel's Nr x Nt as K x M.
 struct rzf_args {
   int32_t is_double, rows, m_form;
   int32_t pinv;         // rows without a pivot are dropped instead of the whole channel
   int32_t refuse_zero;  // alpha = 0 is singular by the sizes alone (M < K)
+  int32_t shared;       // vectors (`rows`) of a channel and a regulariser that have no leading dimensions
   int64_t n, k, m, t, h_b;
   int64_t alpha_run, items;  // consecutive channels that share an alpha; groups that share a power scale
   double scale;              // sqrt(power * count of an item); 0 = no power normalisation

@@ -8,8 +8,7 @@
 #pragma once
 #include <stdlib.h>
 
-#include "../common/kernels.hpp"
-#include "../common/small_matrix.hpp"
+#include "channel_lanes.hpp"
 #include "parallel.hpp"
 #include "transpose.hpp"
 
@@ -21,122 +20,11 @@ constexpr double singular_tolerance(int n, bool single) {  // of pivots relative
   return single && root32 * root32 > own ? root32 * root32 : own;
 }
 
-// Lanes [half*width(Q), ...) of a tile of cx<pack<T, W>>, in arithmetic type Q; `put` writes only lanes of the mask.
-template <class T, class Q>
-struct lanes_of;
-template <class T, int W>
-struct lanes_of<T, pack<T, W>> {
-  using Q = pack<T, W>;
-  static constexpr int width = W;
-  int half = 0;
-  SF_HD Q get(const Q& p) const { return p; }
-  template <class M>
-  SF_HD void put(Q& p, Q q, M mask) const {
-    p = select(mask, q, p);
-  }
-  template <class M>
-  SF_HD void add_to(double* sum, Q q, M mask) const {
-    typedef T half_v __attribute__((vector_size(native_width<double> * sizeof(T)), aligned(sizeof(T)), may_alias));
-    using D = pack<double, native_width<double>>;
-    const Q live = select(mask, q, Q(T(0)));
-    for (int i = 0; i < W; i += native_width<double>) {
-      const half_v part = reinterpret_cast<const half_v*>(&live)[i / native_width<double>];
-      (D::load(sum + i) + D(__builtin_convertvector(part, typename D::V))).store(sum + i);
-    }
-  }
-};
-template <int WD>
-struct lanes_of<float, pack<double, WD>> {
-  using P = pack<float, 2 * WD>;
-  using Q = pack<double, WD>;
-  using H = typename vec_of<float, WD>::V;
-  using HU = typename vec_of<float, WD>::VU;
-  static constexpr int width = WD;
-  int half;
-  SF_HD Q get(const P& p) const {
-    const H h = reinterpret_cast<const HU*>(&p)[half];
-    return widen(h);
-  }
-  template <class M>
-  SF_HD void put(P& p, Q q, M mask) const {
-    HU& h = reinterpret_cast<HU*>(&p)[half];
-    h = rounded_half(select(mask, q, widen(H(h))));
-  }
-  template <class M>
-  SF_HD void add_to(double* sum, Q q, M mask) const {
-    (Q::load(sum + half * WD) + select(mask, q, Q(0.0))).store(sum + half * WD);
-  }
-};
-
-// V as the algebra reads it: the channel tile, or its adjoint (conjugated when it was loaded).
-template <class L, class P>
-struct narrow_rows {
-  static constexpr int width = L::width;
-  const cx<P>* tile;
-  int row, col;  // strides in the tile
-  L lanes;
-  using Q = typename L::Q;
-  SF_HD cx<Q> operator()(int i, int m) const {
-    const cx<P>& c = tile[i * row + m * col];
-    return {lanes.get(c.re), lanes.get(c.im)};
-  }
-};
-
-// Where a factor lives: registers for compiled sizes, the worker's scratch beyond.
-template <class Q, int N>
-struct factored {
-  cx<Q> l[N > 1 ? N * (N - 1) / 2 : 1], u[N], w[N];
-  Q inv[N], diag[N];
-  static constexpr Q* from = nullptr;
-  template <class Worker>
-  SF_HD explicit factored(Worker&) {}
-};
-template <class Q>
-struct factored<Q, 0> {
-  cx<Q>*l, *square_a, *u, *w;
-  Q *inv, *diag, *from;
-  template <class Worker>
-  SF_HD explicit factored(Worker& worker) {
-    const int64_t n = worker.n;
-    cx<Q>* p = reinterpret_cast<cx<Q>*>(worker.work);
-    const auto take = [&](int64_t count) { return (p += count) - count; };
-    l = take(n * n), square_a = take(n * n), u = take(n), w = take(n);
-    inv = reinterpret_cast<Q*>(take(n)), diag = reinterpret_cast<Q*>(take(n)), from = reinterpret_cast<Q*>(take(n));
-  }
-};
-
-// Sizes of a problem, n x len the narrow and wide side of V, and strides of right-hand sides (K entries each) and
-// results (M entries) in their tiles. S > 0: square channels with right-hand sides one after the other, known when
-// compiled.
-template <int S>
-struct problem {
-  static constexpr int k = S, m = S, n = S, len = S, s_i = 1, s_t = S, x_i = 1, x_t = S;
-  static constexpr bool m_form = false;
-  int t;
-  explicit problem(const rzf_args& a) : t(int(a.t)) {}
-  static bool serves(const rzf_args& a) { return a.k == S && a.m == S && !a.m_form && (a.rows || a.t == 1) && a.s; }
-};
-template <>
-struct problem<0> {
-  int k, m, t, n, len, s_i, s_t, x_i, x_t;
-  bool m_form;
-  explicit problem(const rzf_args& a)
-      : k(int(a.k)),
-        m(int(a.m)),
-        t(int(a.t)),
-        n(a.m_form ? m : k),
-        len(a.m_form ? k : m),
-        s_i(a.rows ? 1 : t),
-        s_t(a.rows ? k : 1),
-        x_i(a.rows ? 1 : t),
-        x_t(a.rows ? m : 1),
-        m_form(a.m_form) {}
-};
-
 template <class T, int S = 0>
 struct regularised : problem<S> {
   using problem<S>::k;
   using problem<S>::m;
+  using problem<S>::most;
   using problem<S>::t;
   using problem<S>::n;
   using problem<S>::len;
@@ -155,21 +43,22 @@ struct regularised : problem<S> {
   const bool factor_only;  // right-hand sides and results stay where they lie (solve_tail.hpp)
   cx<P>*h, *s, *x, *g, *dh, *ds, *work;
   P reg;
+  int64_t from = 0;                       // the first of the `t` right-hand sides at hand
   int64_t same_from = 0, same_until = 0;  // channels that share `reg`
   double* da;                             // [W] of the pack at hand, summed over right-hand sides in double
   D energy[2];
-  P info, *spoilt;  // of the channel; 1 for a right-hand side [t] (or all of them) whose result is not finite
+  P info, *spoilt;  // of the channel; 1 for a right-hand side (or all of them) whose result is not finite
   P* noise;         // lmmse_equalise: effective noise variance [n of symbols]
   void* memory;
 
   explicit regularised(const rzf_args& args, bool alone = false) : problem<S>(args), a(args), factor_only(alone) {
-    const int64_t columns = alone ? 0 : t, km = int64_t(k) * m, kt = k * columns, mt = m * columns;
-    const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * int64_t(n) * n + 6 * n + m + t + 8;
+    const int64_t columns = alone ? 0 : most, km = int64_t(k) * m, kt = k * columns, mt = m * columns;
+    const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * int64_t(n) * n + 6 * n + m + columns + 9;
     if (posix_memalign(&memory, 64, size_t(entries) * sizeof(cx<P>))) abort();
     cx<P>* p = static_cast<cx<P>*>(memory);
     auto take = [&](int64_t count) { return (p += count) - count; };
     h = take(km), s = take(kt), x = take(mt), g = take(mt), dh = take(km), ds = take(kt);
-    noise = reinterpret_cast<P*>(take(m)), spoilt = reinterpret_cast<P*>(take(t)),
+    noise = reinterpret_cast<P*>(take(m)), spoilt = reinterpret_cast<P*>(take(columns + 1)),
     da = reinterpret_cast<double*>(take(2)), work = p;
     if (!a.s && !alone)
       for (int i = 0; i < k * t; ++i) s[i] = {P(T(i / t == i % t ? 1 : 0)), P(T(0))};  // unit symbols, K = T
@@ -202,17 +91,18 @@ struct regularised : problem<S> {
     for (stream& s : writes) fetch<1>(s, all);
   }
 
-  void load(int64_t first, int count) {
-    const T *hp = static_cast<const T*>(a.h), *sp = static_cast<const T*>(a.s), *ap = static_cast<const T*>(a.alpha);
-    const int64_t kt = 2 * int64_t(k) * t;
+  void ask(int64_t first) {
     fetch_ahead(true);  // what the pack before has left
-    reads[0] = ahead(hp, 2 * a.h_b, first), reads[1] = ahead(sp, kt, first);
+    reads[0] = ahead(a.h, 2 * a.h_b, first), reads[1] = ahead(a.s, 2 * a.k * a.t, first);
     fetch_ahead();
+  }
+  void load(int64_t first, int count) {
+    const T *hp = static_cast<const T*>(a.h), *ap = static_cast<const T*>(a.alpha);
+    ask(first);
     load_lanes<2 * S * S>(hp + 2 * first * a.h_b, 2 * a.h_b, 2 * int64_t(k) * m, count, &h->re);
     if (m_form)
       for (int i = 0; i < k * m; ++i) h[i].im = P(T(0)) - h[i].im;
     fetch_ahead();
-    if (sp && !factor_only) load_lanes<2 * S>(sp + first * kt, kt, kt, count, &s->re);
     info = P(T(0));
     if (same_from <= first && first + count <= same_until) return;
     const int64_t run = first / a.alpha_run;
@@ -221,6 +111,21 @@ struct regularised : problem<S> {
     if (first + count <= same_until) return;
     for (int i = 0; i < W; ++i) reg.v[i] = ap[(first + (i < count ? i : count - 1)) / a.alpha_run];
     same_until = same_from;
+  }
+
+  // Right-hand sides of a pack of channels into tile s: the `t` from `from` on, as many as it holds.
+  SF_HD void take_piece(int64_t first, int count) {
+    t = a.t - from < most ? int(a.t - from) : most;
+    if (a.s) read(a.s, k, first, count, s);
+  }
+  // `entries` of every right-hand side at hand of every channel, between memory and a tile
+  SF_HD void read(const void* p, int64_t entries, int64_t first, int count, cx<P>* tile) const {
+    const T* at = static_cast<const T*>(p) + 2 * entries * (first * a.t + from);
+    load_lanes<2 * S>(at, 2 * entries * a.t, 2 * entries * t, count, &tile->re);
+  }
+  SF_HD void write(void* p, int64_t entries, int64_t first, int count, const cx<P>* tile) const {
+    T* at = static_cast<T*>(p) + 2 * entries * (first * a.t + from);
+    store_lanes<2 * S>(at, 2 * entries * a.t, 2 * entries * t, count, &tile->re);
   }
 
   // Every arithmetic some lane asks for, each writing its own lanes: job.run(scope) with the factor in the scope.
@@ -250,7 +155,17 @@ struct regularised : problem<S> {
     const lanes_of<T, Q> part{half};
     const Q mine = part.get(select(small, P(T(1)), P(T(0)))), r = part.get(reg);
     if (!any_lane(mine > Q(0.0))) return;
-    const narrow_rows<lanes_of<T, Q>, P> v{h, m_form ? 1 : m, m_form ? m : 1, part};
+    const int row = m_form ? 1 : m, col = m_form ? m : 1;
+    if constexpr (single && Job::always_double) {
+      cx<Q>* wide = reinterpret_cast<cx<Q>*>(dh);
+      for (int i = 0; i < k * m; ++i) wide[i] = {part.get(h[i].re), part.get(h[i].im)};
+      in_arithmetic<Q, N>(wide_rows<lanes_of<T, Q>>{wide, row, col, part}, mine, r, job);
+    } else {
+      in_arithmetic<Q, N>(narrow_rows<lanes_of<T, Q>, P>{h, row, col, part}, mine, r, job);
+    }
+  }
+  template <class Q, int N, class V, class Job>
+  SF_HD void in_arithmetic(const V& v, Q mine, Q r, Job job) {
     factored<Q, N> f(*this);
     Q mean;
     const Q top = diagonal<N>(v, n, len, r, f.diag, mean);
@@ -280,9 +195,14 @@ struct regularised : problem<S> {
   }
 
   template <class Q>
-  SF_HD cx<Q>* spare() const {  // [n], of the same 64-byte packs
-    return reinterpret_cast<cx<Q>*>(dh);
+  SF_HD cx<Q>* spare() const {  // [n of at most k], of the same 64-byte packs
+    return reinterpret_cast<cx<Q>*>(ds);
   }
+  template <class Q>
+  SF_HD Q* per_gain() const {  // lmmse_equalise: 1 / diag(G H), [n of symbols]
+    return reinterpret_cast<Q*>(g);
+  }
+  SF_HD P* noise_tile() const { return reinterpret_cast<P*>(g) + m; }  // [t][m], behind those
 
   // NaN or Inf among the entries of right-hand side j (its own sample with `rows`, else all streams share their fate).
   lane_mask<T, W> finite(const cx<P>* tile, int j, int entry, int column, int entries) const {
@@ -322,7 +242,7 @@ struct regularised : problem<S> {
     for (int i = 0; i < count; ++i)
       for (int j = 0; j < samples; ++j) {
         const int32_t code = info.v[i] > 0 ? int32_t(info.v[i]) : spoilt[j].v[i] > 0 ? -1 : 0;
-        const int64_t at = (first + i) * samples + j;
+        const int64_t at = a.rows ? (first + i) * a.t + from + j : first + i;
         if (a.info) a.info[at] = code;
         if (code == 0) continue;
         note_lowest(code < 0 ? shared.spoilt : shared.bad, at);
@@ -349,7 +269,7 @@ struct regularised : problem<S> {
 
 // Compiled sizes of the narrow side; every other size runs the same code with n at run time.
 template <class F>
-inline void with_size(int64_t n, const F& f) {
+inline void with_size(int64_t n, F&& f) {
   switch (n) {
     case 1:
       return f.template operator()<1>();

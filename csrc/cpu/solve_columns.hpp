@@ -19,6 +19,21 @@ inline bool solve_columns_serves(const rzf_args& a) {
 }
 inline bool equalise_columns_serves(const rzf_args& a) { return a.m_form ? a.m >= 8 : a.k > 8; }
 
+// All vectors of all channels in pieces: solve(i, begin, end) takes those of channel i or leaves them to lanes(i,
+// begin, end).
+template <class Solver, class Lanes>
+void solve_pieces(rzf_args& a, const Lanes& lanes) {
+  constexpr int64_t most = 1024;
+  const int64_t pieces = (a.t + most - 1) / most;
+  parallel_for(a.pool, a.n * pieces, 1, [&](int64_t b, int64_t e) {
+    Solver solver(a);
+    for (; b < e; ++b) {
+      const int64_t i = b / pieces, begin = b % pieces * most, end = begin + most < a.t ? begin + most : a.t;
+      if (!solver.solve(i, begin, end)) lanes(i, begin, end);
+    }
+  });
+}
+
 // Channels [begin, end): solve(i) takes one or leaves it, lanes(first, last) gets every run of those left.
 template <class Solve, class Lanes>
 void solve_or_leave(int64_t begin, int64_t end, const Solve& solve, const Lanes& lanes) {
@@ -44,6 +59,8 @@ struct channel_columns {
   Q *h_copy, *p_copy, *s, *z, *w, *y, *spare;  // w, y, spare: vectors
   const Q *h, *p;                              // rows of the channel, and of V^H
   int64_t h_ld;
+  const T* kept = nullptr;  // the channel whose factor is at hand, and its regulariser
+  Q kept_reg = 0;
   column_factor<Q> factor;
 
   static int64_t larger(int64_t i, int64_t j) { return i > j ? i : j; }
@@ -75,10 +92,15 @@ struct channel_columns {
     factor.use(at);
   }
 
+  const T* channel(int64_t i) const { return static_cast<const T*>(a.h) + 2 * i * a.h_b; }
+  bool holds(int64_t i, Q reg) const { return kept == channel(i) && kept_reg == reg; }
+
   // H and V^H of channel i, and the factor of its Gram matrix; false where the lanes have to look at it
   bool load(int64_t i, Q reg) {
+    const T* from = channel(i);
+    if (holds(i, reg)) return true;
+    kept = nullptr;
     if (!memory) allocate();
-    const T* from = static_cast<const T*>(a.h) + 2 * i * a.h_b;
     h = reinterpret_cast<const Q*>(from);
     if (h_own) X::place(h_copy, h_own, k, from, k, m, m, 1, false), h = h_copy;
     p = h;
@@ -88,7 +110,9 @@ struct channel_columns {
                 more ? 2 * k * m * int64_t(sizeof(T)) : 0);
     const Q top = factor.top(reg),
             bound = sizeof(Q) == 8 ? top * Q(singular_tolerance(int(n), sizeof(T) == 4)) : top - top;
-    return reg > bound && factor.factor(reg);
+    if (!(reg > bound && factor.factor(reg))) return false;
+    kept = from, kept_reg = reg;
+    return true;
   }
 
   // conj(x) for the right-hand side c[0], c[stride], ...: A^-1 H^H c in the M-form, H^H A^-1 c in the K-form
@@ -100,6 +124,14 @@ struct channel_columns {
     return a.m_form ? y : spare;
   }
 };
+
+// Is the regulariser of channel i large enough for the type of the data?
+template <class T>
+bool is_plain(const rzf_args& a, int64_t i, T reg) {
+  const T* h = static_cast<const T*>(a.h) + 2 * i * a.h_b;
+  const int64_t n = a.m_form ? a.m : a.k;
+  return sizeof(T) == 8 || reg > 1e-3 * (reg + square_sum(h, 2 * a.k * a.m) / double(n));
+}
 
 template <class T, class Q>
 struct precode_solver : channel_columns<T, Q> {
@@ -186,108 +218,10 @@ struct precode_columns {
 
   bool solve(int64_t i) {
     const T reg = static_cast<const T*>(a.alpha)[i / a.alpha_run];
-    if (!(reg > T(0)) || !(is_plain(i, reg) ? plain.solve(i, reg) : exact.solve(i, double(reg)))) return false;
+    if (!(reg > T(0)) || !(is_plain(a, i, reg) ? plain.solve(i, reg) : exact.solve(i, double(reg)))) return false;
     const int64_t samples = a.info ? a.rows ? a.t : 1 : 0;
     for (int64_t j = 0; j < samples; ++j) a.info[i * samples + j] = 0;
     return true;
-  }
-  bool is_plain(int64_t i, T reg) const {
-    const T* h = static_cast<const T*>(a.h) + 2 * i * a.h_b;
-    return sizeof(T) == 8 || reg > 1e-3 * (reg + square_sum(h, 2 * a.k * a.m) / double(plain.n));
-  }
-};
-
-// In double throughout, see equalise_job. With U^H U = A, diag(G H) = v^H A^-1 v = |U^-H v|^2 in the K-form, and in the
-// M-form 1 - diag(G H) = reg (A^-1)_mm = reg |U^-H e_m|^2.
-template <class T>
-struct equalise_columns : channel_columns<T, double> {
-  using B = channel_columns<T, double>;
-  using X = typename B::X;
-  using Col = typename X::Col;
-  using D = pack<double, X::W>;
-  using B::a, B::k, B::m, B::n, B::len, B::h, B::h_ld, B::p, B::z, B::z_ld, B::s, B::factor;
-  static constexpr int W = X::W, WC = X::WC, R = X::R;
-  double *gain, *rest;  // diag(G H), 1 - diag(G H)
-  explicit equalise_columns(const rzf_args& args) : B(args, args.m) {}
-
-  bool solve(int64_t i) {
-    const double reg = static_cast<const T*>(a.alpha)[i / a.alpha_run];
-    if (!(reg > 0) || !B::load(i, reg)) return false;
-    const double* biased = B::solve_vector(static_cast<const T*>(a.s) + 2 * i * k, 1);
-    gain = B::w, rest = B::w + X::padded(B::larger(k, m));
-    for (int64_t j = 0; j < m; j += B::most) {
-      const int64_t some = m - j < B::most ? m - j : B::most;
-      a.m_form ? inverse_norms(j, some, reg) : column_norms(j, some, reg);
-    }
-    T *x = static_cast<T*>(a.out_x) + 2 * i * m, *noise = static_cast<T*>(a.out_noise) + i * m;
-    for (int64_t j = 0; j < m; ++j) {
-      const bool heard = gain[j] > 0;  // a silent column: nothing is known of its symbol
-      x[2 * j] = T(heard ? biased[2 * j] / gain[j] : 0), x[2 * j + 1] = T(heard ? -biased[2 * j + 1] / gain[j] : 0);
-      noise[j] = T(heard ? rest[j] / gain[j] : __builtin_inf());
-    }
-    if (first_spoilt(x, 0, 1, 2 * m) >= 0) return false;
-    if (a.info) a.info[i] = 0;
-    return true;
-  }
-
-  SF_HD static void put_sums(D squares, double* out, int64_t left) {  // re^2 + im^2 of every column
-    const D both = squares + swap_pairs(squares);
-    for (int i = 0; i < WC && i < left; ++i) out[i] = both.v[2 * i];
-  }
-  // |u|^2 of the columns u = U^-H z of packs [c, c + CT)
-  template <int CT>
-  void norms(int c, int from, double* out, int64_t left) {
-    D sum[CT];
-    for (int q = 0; q < CT; ++q) sum[q] = D(0.0);
-    factor.template down<CT>(z, z_ld, c, from, [&](int q, Col v) SF_LAMBDA { sum[q] = sum[q] + v.v * v.v; });
-    for (int q = 0; q < CT; ++q) put_sums(sum[q], out + q * WC, left - q * WC);
-  }
-  void column_norms(int64_t j, int64_t some, double reg) {
-    X::place(z, z_ld, factor.rows, h + 2 * j, n, some, h_ld / 2, 1, false);
-    X::each_tile(0, X::packs(some),
-                 [&](auto ct, int c) SF_LAMBDA { norms<decltype(ct)::value>(c, 0, gain + j + c * WC, some - c * WC); });
-    for (int64_t i = j; i < j + some; ++i) {
-      double norm = 0;
-      for (int64_t r = 0; r < n; ++r) {
-        const double* entry = h + r * h_ld + 2 * i;
-        norm += entry[0] * entry[0] + entry[1] * entry[1];
-      }
-      rest[i] = left_by(gain[i], reg, norm);
-    }
-  }
-  void inverse_norms(int64_t j, int64_t some, double reg) {
-    X::each_tile(0, X::packs(some), [&](auto ct, int c) SF_LAMBDA {
-      constexpr int CT = decltype(ct)::value;
-      const int from = int(j + c * WC) / R * R;  // the rows above stay zero
-      for (int i = 0; i < factor.rows; ++i)
-        for (int q = 0; q < CT * W; ++q) z[i * z_ld + c * W + q] = i == j + c * WC + q / 2 && q % 2 == 0 ? 1.0 : 0.0;
-      norms<CT>(c, from, rest + j + c * WC, some - c * WC);
-    });
-    bool quiet = false;  // 1 - rest would lose digits that the result has
-    for (int64_t i = j; i < j + some; ++i) {
-      rest[i] *= reg, gain[i] = 1 - rest[i];
-      quiet = quiet || !(gain[i] > (sizeof(T) == 4 ? 0x1p-20 : 0.5));
-    }
-    if (quiet) quiet_gains(j, some);
-  }
-  // diag(A^-1 V V^H) = (U^-H e_m)^H (U^-H V V^H e_m), whose second factor is as small as the column
-  void quiet_gains(int64_t j, int64_t some) {
-    const int packs = X::packs(some);
-    X::adjoint_product(
-        p, h_ld, factor.rows, p + 2 * j, h_ld, packs, len, [](int64_t) SF_LAMBDA { return 0; },
-        [&](int64_t i, int c, Col v) SF_LAMBDA { v.store(s + i * z_ld + c * W); });
-    X::each_tile(0, packs, [&](auto ct, int c) SF_LAMBDA {
-      constexpr int CT = decltype(ct)::value;
-      factor.template down<CT>(s, z_ld, c, 0, [](int, Col) SF_LAMBDA {});
-      for (int q = 0; q < CT; ++q) {
-        D sum(0.0);
-        for (int i = 0; i < factor.rows; ++i) {
-          const int64_t at = i * z_ld + (c + q) * W;
-          sum = sum + D::load(z + at) * D::load(s + at);
-        }
-        put_sums(sum, gain + j + (c + q) * WC, some - (c + q) * WC);
-      }
-    });
   }
 };
 

@@ -132,10 +132,10 @@ SF_HD void load_lanes(const T* base, int64_t gap, int64_t n, int count, pack<T, 
   transposer<T, W>(base, gap, count).load(0, n, out);
 }
 template <int Gap, class T, int W>
-SF_HD void store_lanes(T* base, int64_t gap, int count, const pack<T, W>* in) {
+SF_HD void store_lanes(T* base, int64_t gap, int64_t n, int count, const pack<T, W>* in) {
   if constexpr (Gap > 0)
     if (count == W && gap == Gap) return transposer<T, W, Gap>(base).store(0, Gap, in);
-  transposer<T, W>(base, gap, count).store(0, gap, in);
+  transposer<T, W>(base, gap, count).store(0, n, in);
 }
 
 }  // namespace SF_NS

@@ -190,6 +190,27 @@ def test_broadcasting_views_and_arrays(dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("with_cov", [False, True])
+@pytest.mark.parametrize(
+    "nr, nt, t", [*SIZES, (8, 1, 2), (7, 2, 4), (6, 8, 8), (5, 3, 7), (2, 40, 48), (3, 140, 150), (2, 150, 140)]
+)
+def test_pilots_without_batch(nr, nt, t, with_cov, dtype):
+    """Pilots that all items share become one filter: the textbook's estimates, and the same bits however many items."""
+    p, cov = draw(nt, t, seed=50, dtype=dtype), _covariance(nt=nt, seed=3).to(dtype) if with_cov else None
+    y = draw(1500 // nr if nt < 100 else 20, nr, t, seed=51, dtype=dtype)
+    for level in (0.3, torch.tensor(1e-4)):
+        whole, exact = sf.lmmse_channel(y, p, level, cov), torch.as_tensor(level, dtype=dtype.to_real())
+        want, most = textbook(y, p, exact, cov), bound(y, p, exact, dtype, cov)
+        within(whole, want, most, f"shared pilots {str(dtype)[6:]}")
+        for first, last in ((0, 1), (1, 8), (8, len(y))):
+            same_bits(sf.lmmse_channel(y[first:last], p, level, cov), whole[first:last], "cut")
+        same_bits(sf.lmmse_channel(y[3], p, level, cov), whole[3], "an item without batch")
+    y[11, 0, t - 1] = complex(0, INF)
+    with pytest.raises(ValueError, match=r"^lmmse_channel: .*index \(11,.*not finite"):
+        sf.lmmse_channel(y, p, 0.3, cov)
+
+
+@dtypes
 def test_split_batch_and_threads(dtype):
     """The same bits however the batch is cut and however many threads there are."""
     y, p = draw(501, 4, 6, seed=24, dtype=dtype), draw(501, 3, 6, seed=25, dtype=dtype)

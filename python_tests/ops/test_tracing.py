@@ -87,7 +87,7 @@ def test_dispatcher_equals_eager(name):
             s, seed=k, step=t, stream=st, first_item=f, dtype=d
         ),
         "rzf_precode": lambda h, s, a, *_: sf.rzf_precode(h, s, a.repeat_interleave(2)),
-        "lmmse_equalise": lambda y, h, v, _: sf.lmmse_equalise(y, h, v.repeat_interleave(2)),
+        "lmmse_equalise": lambda y, h, v, *_: sf.lmmse_equalise(y[:, 0], h, v.repeat_interleave(2)),
         "cir_to_ofdm": lambda g, d, f, dim: sf.cir_to_ofdm(g, d, f, frequency_dim=dim),
         "waterfill_equalise": lambda y, h, n: sf.waterfill_equalise(y, h, n),
         "waterfill_inject": lambda f, d, n, b, k, t, i: sf.waterfill_inject(f, d, b, seed=k, step=t, first_item=i),

@@ -296,7 +296,7 @@ def large_sample(name: str, dtype: torch.dtype, place: Place) -> tuple:
         "blockdiag_apply": (h, x),
         "blockdiag_adjoint": (h, x[:, 0]),
         "likelihood_score": (x[:, 0], h, x, None, 2 * x),
-        "rzf_precode": (square, s, alpha, False, False, 1, False, 0.0, 1, True),
+        "rzf_precode": (square, s, alpha, False, False, 1, False, 0.0, 1, True, False),
         "rzf_precode_vjp": (square, s, alpha, s + 1, norm, s - 1, False, False, 1, False, 2.0, 6, True, True),
     }
     return tuple(place.to(a) for a in own[name]) if name in own else own_sample(name, dtype, place)

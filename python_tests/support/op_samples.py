@@ -33,12 +33,14 @@ def packet_samples(dtype: torch.dtype) -> dict[str, list[tuple]]:
     square, tall = draw(6, 3, 3, seed=10, dtype=dtype), draw(6, 4, 2, seed=11, dtype=dtype)
     streams, rows = draw(6, 3, 2, seed=12, dtype=dtype), draw(6, 5, 4, seed=13, dtype=dtype)
     alpha = torch.rand(3, dtype=real) + 0.5
-    # operands, then rows, M-form, mode, refuse zero, power (0: none), groups (and want_info)
+    # operands, then rows, M-form, mode, refuse zero, power (0: none), groups (and want_info, one channel)
+    one_alpha = alpha[:1].clone()
     precode = [
-        (square, streams, alpha, False, False, 1, False, 0.0, 1, True),
-        (square[:1].clone(), streams, alpha[:1].clone(), False, False, 1, False, 2.0, 3, False),
-        (square, None, alpha, False, False, 1, False, 0.0, 1, False),
-        (tall, rows, alpha, True, True, 1, True, 3.0, 6, True),
+        (square, streams, alpha, False, False, 1, False, 0.0, 1, True, False),
+        (square[:1].clone(), streams, one_alpha, False, False, 1, False, 2.0, 3, False, False),
+        (square, None, alpha, False, False, 1, False, 0.0, 1, False, False),
+        (tall[:1].clone(), rows, one_alpha, True, True, 1, True, 0.0, 1, True, True),
+        (tall, rows, alpha, True, True, 1, True, 3.0, 6, True, False),
     ]
     adjoint = []
     for args in precode[-1:]:  # streams as rows, M-form, power: every branch of the adjoint
@@ -83,7 +85,11 @@ def packet_samples(dtype: torch.dtype) -> dict[str, list[tuple]]:
         ],
         "rzf_precode": precode,
         "rzf_precode_vjp": adjoint,
-        "lmmse_equalise": [(draw(6, 4, seed=15, dtype=dtype), tall, alpha, 1)],
+        "lmmse_equalise": [
+            (rows[:, :1].clone(), tall, alpha, 1, False),
+            (rows, tall, alpha, 1, False),
+            (rows, tall[:1].clone(), one_alpha, 1, True),
+        ],
         "cir_to_ofdm": [
             (streams, draw(6, 2, seed=16, dtype=real)[:, None], draw(5, seed=17, dtype=torch.float64), 1),
             (streams, draw(6, 3, 2, seed=18, dtype=real), draw(5, seed=17, dtype=torch.float64), 2),

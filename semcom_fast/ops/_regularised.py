@@ -35,6 +35,7 @@ class Call(NamedTuple):
     out_shape: tuple[int, ...]
     lead: torch.Size
     flags_each: int = 1  # right-hand sides with a flag of their own, per channel of `lead`
+    shared: bool = False  # one channel and regulariser, whatever the batch: see `single`
 
     @property
     def operands(self) -> tuple[Any, ...]:
@@ -103,7 +104,7 @@ def _constant(t: Tensor, dim: int, ndim: int) -> bool:
     return own < 0 or t.shape[own] == 1 or (t.stride(own) == 0 and not t.requires_grad)
 
 
-def _fold(h: Tensor, alpha: Level, lead: torch.Size, most: int) -> int:
+def fold_of(h: Tensor, alpha: Level, lead: torch.Size, most: int) -> int:
     """How many trailing leading dims share channel and regulariser: they become right-hand sides of one factor."""
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return 0
@@ -118,7 +119,12 @@ def _fold(h: Tensor, alpha: Level, lead: torch.Size, most: int) -> int:
     return count
 
 
-def _first(h: Tensor, count: int) -> Tensor:
+def single(h: Tensor, alpha: Level) -> bool:
+    """Have channel and regulariser no leading dims? Then the batch is vectors of one channel, whatever its size."""
+    return h.ndim == 2 and (_levels.is_number(alpha) or (isinstance(alpha, Tensor) and alpha.ndim == 0))
+
+
+def without_last(h: Tensor, count: int) -> Tensor:
     """h without those of the last `count` (constant) leading dims that it has."""
     for _ in range(min(count, h.ndim - 2)):
         h = h.select(-3, 0)
@@ -162,9 +168,9 @@ def prepare(
         items = math.prod(lead[: len(lead) - most])
     own = lead
     if vector and len(lead) > 1:
-        fold = _fold(h, alpha, lead, most)
+        fold = fold_of(h, alpha, lead, most)
         if fold:
-            own, h = lead[: len(lead) - fold], _first(h, fold)
+            own, h = lead[: len(lead) - fold], without_last(h, fold)
     streams = k if s is None else math.prod(lead[len(own) :]) if vector else s.shape[-1]
     return Call(
         op,
@@ -185,7 +191,9 @@ def prepare(
 def flatten_symbols(s: Tensor, lead: torch.Size, own: torch.Size, vector: bool) -> Tensor:
     if len(lead) == 1 and len(own) == 1 and s.shape[0] == lead[0]:
         return s.unsqueeze(1) if vector else s
-    s = s.expand(*lead, *s.shape[-1 if vector else -2 :])
+    tail = s.shape[-1 if vector else -2 :]
+    if s.shape[: -len(tail)] != lead:
+        s = s.expand(*lead, *tail)
     n = math.prod(own)
     return s.reshape(n, math.prod(lead[len(own) :]), s.shape[-1]) if vector else s.reshape(n, *s.shape[-2:])
 
@@ -196,8 +204,10 @@ def sizes(h: Tensor, n: int, t: int, alpha: Tensor, items: int) -> tuple[int, ..
     return n, k, m, t, 0 if h.shape[0] == 1 else k * m, n // alpha.shape[0], items
 
 
-def flags(h: Tensor, rows: bool, m_form: bool, pinv: bool, refuse: bool) -> tuple[bool, ...]:
-    return h.dtype is torch.complex128, rows, m_form, pinv, refuse
+def flags(
+    h: Tensor, rows: bool, m_form: bool, pinv: bool = False, refuse: bool = False, shared: bool = False
+) -> tuple[bool, ...]:
+    return h.dtype is torch.complex128, rows, m_form, pinv, refuse, shared
 
 
 def launch(op: str, backend: str, device: torch.device, mode: int, problem: tuple[Any, ...], *addresses: int) -> None:

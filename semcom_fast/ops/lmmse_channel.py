@@ -79,8 +79,9 @@ def lmmse_channel(
     rows = _regularised.flatten_symbols(y, lead, lead, False)
     alpha = _regularised.flat_alpha(_NAME, "noise_var", noise_var, lead, lead, h)
     refuse = refuses_zero(slots, nt, form, None)
+    shape, shared = (*lead, nr, nt), _regularised.single(pilots, noise_var)
     call = _regularised.Call(
-        _NAME, h, rows, alpha, True, form == "M", mode, refuse, 0.0, 1, (*lead, nr, nt), lead, flags_each=nr
+        _NAME, h, rows, alpha, True, form == "M", mode, refuse, 0.0, 1, shape, lead, flags_each=nr, shared=shared
     )
     estimate = finish(call, return_info=False)
     if root is None:

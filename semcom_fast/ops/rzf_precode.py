@@ -26,7 +26,7 @@ def _out_shape(h: Tensor, s: Tensor | None, rows: bool) -> tuple[int, int, int]:
     return (s.shape[0], s.shape[1], m) if rows else (s.shape[0], m, s.shape[2])
 
 
-def _native(backend, h, s, alpha, rows, m_form, mode, refuse, power, items, want_info):
+def _native(backend, h, s, alpha, rows, m_form, mode, refuse, power, items, want_info, shared):
     h, alpha, s = _checks.plain(h), _checks.plain(alpha), None if s is None else _checks.plain(s)
     shape = _out_shape(h, s, rows)
     n, samples = shape[0], shape[1 if rows else 2]
@@ -36,7 +36,7 @@ def _native(backend, h, s, alpha, rows, m_form, mode, refuse, power, items, want
     if 0 in shape:
         return x, norm.zero_(), info.zero_()
     sizes = _regularised.sizes(h, n, samples, alpha, items)
-    flags = _regularised.flags(h, rows, m_form, mode == _regularised.PINV, refuse)
+    flags = _regularised.flags(h, rows, m_form, mode == _regularised.PINV, refuse, shared)
     pointers = [0 if t is None else t.data_ptr() for t in (h, s, alpha, x, norm, info)]
     _regularised.launch(_NAME, backend, h.device, mode, (flags, sizes, _scale(x, power, items)), *pointers)
     return x, norm, info
@@ -65,7 +65,7 @@ def _power(x: Tensor, power: float, items: int) -> tuple[Tensor, Tensor]:
     return scale_power(grouped, power, (1,)).reshape(x.shape), norm
 
 
-def _reference(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info):
+def _reference(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info, shared):
     x, info = _solve(h, s, alpha, rows, m_form, mode, refuse)
     _regularised.raise_flagged(info, mode)
     norm = x.new_empty(0, dtype=torch.float64)
@@ -74,7 +74,7 @@ def _reference(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info)
     return x, norm, info if want_info else info[:0].clone()
 
 
-def _fake(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info):
+def _fake(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info, shared):
     shape = _out_shape(h, s, rows)
     return (
         h.new_empty(shape),
@@ -145,7 +145,7 @@ _vjp_op = Op(
 
 
 def _backward(needs, args, outs, grads):
-    h, s, alpha, rows, m_form, mode, refuse, power, items, _ = args
+    h, s, alpha, rows, m_form, mode, refuse, power, items, *_ = args
     x, norm, _ = outs
     dh, ds, da = _vjp_op(h, s, alpha, x, norm, grads[0], rows, m_form, mode, refuse, power, items, needs[0], needs[1])
     grad_h = None
@@ -156,13 +156,13 @@ def _backward(needs, args, outs, grads):
         grad_alpha = (
             da.unflatten(0, (alpha.shape[0], -1)).sum(1).to(alpha.dtype) if da.numel() else alpha.new_zeros(alpha.shape)
         )
-    return grad_h, ds if needs[1] else None, grad_alpha, *[None] * 7
+    return grad_h, ds if needs[1] else None, grad_alpha, *[None] * 8
 
 
 _op = Op(
     _NAME,
     "(Tensor h, Tensor? s, Tensor alpha, bool rows, bool m_form, int mode, bool refuse, float power, SymInt items, "
-    "bool want_info) -> (Tensor, Tensor, Tensor)",
+    "bool want_info, bool shared) -> (Tensor, Tensor, Tensor)",
     kernels={
         "cpu": lambda *args: _native("cpu", *args),
         "cuda": lambda *args: _native("cuda", *args),
@@ -234,7 +234,7 @@ def finish(call: "_regularised.Call", return_info: bool) -> Any:
     """Run the prepared call and give results the caller's leading dimensions."""
     synchronise = call.mode == _regularised.RAISE and not call.h.is_cpu
     try:
-        x, _, info = _op(*call.operands, return_info or synchronise)
+        x, _, info = _op(*call.operands, return_info or synchronise, call.shared)
         if synchronise:
             _regularised.raise_flagged(info, call.mode)
     except _regularised.FLAGGED as err:
