@@ -38,7 +38,7 @@ struct equalise_columns : channel_filter<T, double> {
     const bool known = B::holds(i, reg);
     if (!(reg > 0) || !B::load(i, reg)) return false;
     if (!known) make_gains(reg);
-    if (!known && filtered) B::make_filter([&](int64_t j) { return gain[j] > silent ? 1 / gain[j] : 0; });
+    if (!known && filtered) B::make_filter([&](int64_t j) { return per_gain(j); });
     const int64_t first = i * a.t + begin, last = i * a.t + end;
     const T* from = static_cast<const T*>(a.s) + 2 * first * k;
     T *x = static_cast<T*>(a.out_x) + 2 * first * m, *noise = static_cast<T*>(a.out_noise) + first * m;
@@ -48,6 +48,7 @@ struct equalise_columns : channel_filter<T, double> {
     drop_spoilt<T>(notes, first, last);
     return true;
   }
+  double per_gain(int64_t j) const { return gain[j] > silent ? 1 / gain[j] : 0; }
   void make_gains(double reg) {
     for (int64_t j = 0; j < m; j += B::most) {
       const int64_t some = m - j < B::most ? m - j : B::most;
@@ -58,8 +59,8 @@ struct equalise_columns : channel_filter<T, double> {
     for (int64_t v = 0; v < vectors; ++v, from += 2 * k, x += 2 * m) {
       const double* biased = B::solve_vector(from, 1);
       for (int64_t j = 0; j < m; ++j) {
-        const bool heard = gain[j] > silent;
-        x[2 * j] = T(heard ? biased[2 * j] / gain[j] : 0), x[2 * j + 1] = T(heard ? -biased[2 * j + 1] / gain[j] : 0);
+        const double factor = per_gain(j);
+        x[2 * j] = T(biased[2 * j] * factor), x[2 * j + 1] = T(-biased[2 * j + 1] * factor);
       }
     }
   }

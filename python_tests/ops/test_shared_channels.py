@@ -137,6 +137,39 @@ def test_singular_and_spoilt(n, t, dtype):
     assert info[1, t - 1] == -1 and int((info != 0).sum()) == 1 and not x[1, t - 1].any()
 
 
+@dtypes
+@pytest.mark.parametrize("nr, nt", [(4, 2), (9, 12), (16, 12)])
+def test_vectors_that_channels_share(nr, nt, dtype):
+    """One received vector, or one pilot observation, for as many channels as it has entries, and for more."""
+    h = draw(nr + 1, nr, nt, seed=14, dtype=dtype)
+    y, observed = draw(2 * nr, nr, seed=15, dtype=dtype), draw(nr, nt + 1, seed=16, dtype=dtype)
+    pilots = draw(nr + 1, nt, nt + 1, seed=17, dtype=dtype)
+    for n in (nr, nr + 1):
+        for a, b in zip(sf.lmmse_equalise(y[0], h[:n], 0.3), sf.lmmse_equalise(y[:1], h[:n], 0.3), strict=True):
+            same_bits(a, b, "one vector")
+        same_bits(
+            sf.lmmse_channel(observed, pilots[:n], 0.3), sf.lmmse_channel(observed[None], pilots[:n], 0.3), "one y"
+        )
+
+
+@dtypes
+@pytest.mark.parametrize("t", [1, 2, 3, 40])
+def test_spoilt_vector_of_a_silent_channel(t, dtype):
+    """A vector that is not finite is named although no symbol hears it, however many vectors there are."""
+    h, y = torch.zeros(2, 1, 16, 12, dtype=dtype), draw(2, t, 16, seed=18, dtype=dtype)
+    s_hat, noise_eff = sf.lmmse_equalise(y, h, 0.1)
+    assert not s_hat.any() and bool((noise_eff == INF).all())
+    y[1, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"index \(1, 0\) is not finite"):
+        sf.lmmse_equalise(y, h, 0.1)
+
+
+def test_empty_dimension_of_an_expanded_channel():
+    """No vectors behind channels that are expanded over them: empty results."""
+    h, y = draw(2, 1, 4, 3).expand(2, 0, 4, 3), draw(2, 0, 4)
+    assert sf.lmmse_equalise(y, h, 0.1)[0].shape == (2, 0, 3) and sf.rzf_precode(h, y, 0.1).shape == (2, 0, 3)
+
+
 @pytest.mark.parametrize("n", [2, 8])
 @pytest.mark.parametrize("level", [(), (2,)])
 def test_gradients(n, level):

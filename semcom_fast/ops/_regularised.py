@@ -113,7 +113,7 @@ def fold_of(h: Tensor, alpha: Level, lead: torch.Size, most: int) -> int:
         d = len(lead) - 1 - count
         if isinstance(alpha, Tensor) and alpha.ndim > d and alpha.shape[d] != 1:
             break
-        if not _constant(h, d, len(lead) + 2):
+        if lead[d] == 0 or not _constant(h, d, len(lead) + 2):
             break
         count += 1
     return count
@@ -189,9 +189,9 @@ def prepare(
 
 
 def flatten_symbols(s: Tensor, lead: torch.Size, own: torch.Size, vector: bool) -> Tensor:
-    if len(lead) == 1 and len(own) == 1 and s.shape[0] == lead[0]:
-        return s.unsqueeze(1) if vector else s
     tail = s.shape[-1 if vector else -2 :]
+    if len(lead) == 1 and len(own) == 1 and s.shape[: -len(tail)] == lead:
+        return s.unsqueeze(1) if vector else s
     if s.shape[: -len(tail)] != lead:
         s = s.expand(*lead, *tail)
     n = math.prod(own)

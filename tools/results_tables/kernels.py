@@ -26,7 +26,7 @@ def _target(row: dict[str, str]) -> str:
 
 
 def _where(rows: list[dict[str, str]]) -> str:
-    r, commits = rows[0], " and ".join(dict.fromkeys(r["commit"] for r in rows))
+    r, commits = rows[0], ", ".join(dict.fromkeys(r["commit"] for r in rows))
     return (
         f"{r['threads']} thread(s) of {r['device']}, level {r['isa']}, torch {r['torch']}, commit {commits}, "
         f"{r['date']}, inputs rotated past the last cache"
