@@ -40,7 +40,6 @@ struct regularised : problem<S> {
   using mask_p = lane_mask<T, W>;
 
   const rzf_args& a;
-  const bool factor_only;  // right-hand sides and results stay where they lie (solve_tail.hpp)
   cx<P>*h, *s, *x, *g, *dh, *ds, *work;
   P reg;
   int64_t from = 0;                       // the first of the `t` right-hand sides at hand
@@ -51,8 +50,9 @@ struct regularised : problem<S> {
   P* noise;         // lmmse_equalise: effective noise variance [n of symbols]
   void* memory;
 
-  explicit regularised(const rzf_args& args, bool alone = false) : problem<S>(args), a(args), factor_only(alone) {
-    const int64_t columns = alone ? 0 : most, km = int64_t(k) * m, kt = k * columns, mt = m * columns;
+  // `factor_only`: right-hand sides and results stay where they lie (solve_tail.hpp).
+  explicit regularised(const rzf_args& args, bool factor_only = false) : problem<S>(args), a(args) {
+    const int64_t columns = factor_only ? 0 : most, km = int64_t(k) * m, kt = k * columns, mt = m * columns;
     const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * int64_t(n) * n + 6 * n + m + columns + 9;
     if (posix_memalign(&memory, 64, size_t(entries) * sizeof(cx<P>))) abort();
     cx<P>* p = static_cast<cx<P>*>(memory);
@@ -60,7 +60,7 @@ struct regularised : problem<S> {
     h = take(km), s = take(kt), x = take(mt), g = take(mt), dh = take(km), ds = take(kt);
     noise = reinterpret_cast<P*>(take(m)), spoilt = reinterpret_cast<P*>(take(columns + 1)),
     da = reinterpret_cast<double*>(take(2)), work = p;
-    if (!a.s && !alone)
+    if (!a.s && !factor_only)
       for (int i = 0; i < k * t; ++i) s[i] = {P(T(i / t == i % t ? 1 : 0)), P(T(0))};  // unit symbols, K = T
     energy[0] = energy[1] = D(0.0);
   }
