@@ -19,7 +19,7 @@ struct equalise_columns : channel_filter<T, double> {
   static constexpr double silent = 0x1p-1022;  // of a column with so little gain, nothing is known of its symbol
   rzf_args& notes;
   void* sums = nullptr;
-  double *gain, *rest;  // diag(G H), 1 - diag(G H)
+  double *gain, *rest;  // diag(G H), 1 - diag(G H) and then what that leaves of noise
 
   // A filter costs as much as some n / 4 vectors. Sizes alone decide, and where the batch is vectors of one channel not
   // even their number.
@@ -44,7 +44,7 @@ struct equalise_columns : channel_filter<T, double> {
     T *x = static_cast<T*>(a.out_x) + 2 * first * m, *noise = static_cast<T*>(a.out_noise) + first * m;
     filtered ? B::apply(from, x, end - begin) : solve_each(from, x, end - begin);
     for (int64_t v = first; v < last; ++v, noise += m)
-      for (int64_t j = 0; j < m; ++j) noise[j] = T(gain[j] > silent ? rest[j] / gain[j] : __builtin_inf());
+      for (int64_t j = 0; j < m; ++j) noise[j] = T(rest[j]);
     drop_spoilt<T>(notes, first, last);
     return true;
   }
@@ -54,6 +54,7 @@ struct equalise_columns : channel_filter<T, double> {
       const int64_t some = m - j < B::most ? m - j : B::most;
       a.m_form ? inverse_norms(j, some, reg) : column_norms(j, some, reg);
     }
+    for (int64_t j = 0; j < m; ++j) rest[j] = gain[j] > silent ? rest[j] / gain[j] : __builtin_inf();
   }
   void solve_each(const T* from, T* x, int64_t vectors) {
     for (int64_t v = 0; v < vectors; ++v, from += 2 * k, x += 2 * m) {
