@@ -110,7 +110,7 @@ struct rzf_args {
   void *dh, *ds;
   double* da;  // [n]
   pool_fn pool;
-  int64_t bad, spoilt, count;  // out: lowest singular entry, lowest non-finite one (-1 = none), flagged entries
+  int64_t bad, spoilt, count;  // out: lowest singular entry, lowest non-finite one (-1 = none), singular entries
 };
 
 // h(f) = sum_p gains_p exp(-j 2 pi f tau_p): rows of P paths and F frequencies; `group` consecutive rows share delays.

@@ -9,12 +9,11 @@
 //   GH += R X^H       multiply_tile over slots, lanes along m, against the packed X^T          (score_h)
 // so every flop is an FMA on full packs and no horizontal sum is needed (inner_tile serves fewer than four streams).
 #pragma once
-#include <stdlib.h>
-
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
 #include "around.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -35,7 +34,7 @@ struct block_worker {
   T *xs, *xt, *hs, *gh;  // packed X [M][CT*W], X^T [slots][MV*W], H [Nr][2M] (U > 1), GH [Nr][MV*W]
   T* gx;                 // GX accumulators [M][CT][2*W]
   T* rs;                 // one tile of R [max_rt][CT*W]
-  void* memory;
+  scratch<T> memory;
   int64_t x_row;  // reals of X per row of a block, rounded up
   bool spread;    // look ahead: for smaller blocks it costs as much as it gains
   Col bad;        // 0 until a result is not finite, then NaN
@@ -57,8 +56,8 @@ struct block_worker {
     x_row = (2 * a.nt * a.t + a.nr - 1) / a.nr, spread = a.nr * a.nt >= 16;
     const int64_t row = max_ct * W,
                   need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
-    if (posix_memalign(&memory, 64, size_t(need + 8 * W) * sizeof(T))) abort();
-    T* p = static_cast<T*>(memory);
+    memory.allocate(need + 8 * W);
+    T* p = memory;
     auto take = [&](int64_t n) {
       T* q = p;
       p += (n + W - 1) / W * W;
@@ -68,7 +67,6 @@ struct block_worker {
     gx = take(2 * M * row), rs = take(max_rt * row);
     for (int64_t j = 0; j < max_ct * WC * MV * W; ++j) xt[j] = T(0);  // lanes past M stay zero
   }
-  ~block_worker() { free(memory); }
 
   int64_t near_block(int64_t u, int64_t k) const { return 2 * (u * near.user + k - near.first) * a.nr * a.nt; }
   const T* h_of(int64_t b, int64_t u, int64_t k) const {
@@ -392,13 +390,11 @@ void run_blocks(block_args& a) {
   const int64_t grain = 20000 / block_work<T>(a) + 1;
   parallel_for(a.pool, a.b * a.k, grain, [&](int64_t begin, int64_t end) {
     block_worker<T> worker(a);
-    double small[2 + 62];
-    double* own = a.u <= 62 ? small : static_cast<double*>(malloc(size_t(2 + a.u) * sizeof(double)));
+    const scratch<double> own(a.energies ? 0 : 2 + a.u);
     for (int64_t i = begin; i < end; ++i) {
       double* energy = a.energies ? a.energies + i * (2 + a.u) : own;
       if (!worker.template good_block<Mode>(i / a.k, i % a.k, energy)) note_lowest(a.bad, i);
     }
-    if (own != small) free(own);
   });
 }
 

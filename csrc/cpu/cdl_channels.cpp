@@ -2,12 +2,10 @@
 // uniform linear arrays. Steering vectors are built W rays at a time by doubling, from sines in double precision. The
 // phases are centred, so elements k and n-1-k of one array are conjugate: with P = sum g cos and Q = sum g sin the two
 // columns are P + jQ and P - jQ, at half the products of a complex matrix product.
-#include <stdlib.h>
-#include <string.h>
-
 #include "../common/kernels.hpp"
 #include "../common/small_matrix.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 #include "transpose.hpp"
 #include "turns.hpp"
 
@@ -32,7 +30,7 @@ struct ray_sum {
     half = ((others + 1) / 2 + TJ - 1) / TJ * TJ;
   }
 
-  struct scratch {
+  struct tables_of {
     C* z;      // one steering vector, half of it, W rays side by side
     P* row;    // a lane pack's whole result, or a steering vector with gains
     P* sums;   // [padded/W][half][4]: re and im of P, then of Q
@@ -56,7 +54,7 @@ struct ray_sum {
   }
 
   // Tables of rays [first, first + n) of one item, in groups of W; rays past the end have gain zero.
-  void tables(int64_t item, int64_t first, int64_t n, const scratch& s) const {
+  void tables(int64_t item, int64_t first, int64_t n, const tables_of& s) const {
     const T* gains = static_cast<const T*>(a.gains) + 2 * (item * a.r + first);
     const T* lane_turns = static_cast<const T*>(swapped ? a.tx : a.rx) + item * a.r + first;
     const T* other_turns = static_cast<const T*>(swapped ? a.rx : a.tx) + item * a.r + first;
@@ -106,16 +104,16 @@ struct ray_sum {
   }
 
   // One lane pack's results: column k and its mirror; returns zero unless something is not finite.
-  P finish(int64_t item, int64_t l, const scratch& s) const {
+  P finish(int64_t item, int64_t l, const tables_of& s) const {
     T* out = static_cast<T*>(a.out) + 2 * item * a.nr * a.nt;
     const P* sums = s.sums + l * half * 4;
     P spoilt(T(0));
     for (int64_t k = 0; k < (others + 1) / 2; ++k) {
       const P *p = sums + 4 * k, *q = p + 2;
-      const int64_t up = others / 2 + k, down = (others - 1) / 2 - k;
-      s.row[2 * up] = p[0] - q[1], s.row[2 * up + 1] = p[1] + q[0];
-      s.row[2 * down] = p[0] + q[1], s.row[2 * down + 1] = p[1] - q[0];
-      for (int i = 0; i < 4; ++i) spoilt = spoilt + (p[i] - p[i]);
+      P *up = s.row + 2 * (others / 2 + k), *down = s.row + 2 * ((others - 1) / 2 - k);
+      up[0] = p[0] - q[1], up[1] = p[1] + q[0];
+      down[0] = p[0] + q[1], down[1] = p[1] - q[0];
+      for (int i = 0; i < 2; ++i) spoilt = spoilt + (up[i] - up[i]) + (down[i] - down[i]);
     }
     const int count = lanes - l * W < W ? int(lanes - l * W) : W;
     if (!swapped) {
@@ -130,7 +128,7 @@ struct ray_sum {
     return spoilt;
   }
 
-  void item(int64_t b, const scratch& s) const {
+  void item(int64_t b, const tables_of& s) const {
     memset(static_cast<void*>(s.sums), 0, size_t(padded / W * half * 4) * sizeof(P));
     for (int64_t first = 0; first < a.r; first += RB) {
       const int64_t n = a.r - first < RB ? a.r - first : RB;
@@ -150,18 +148,15 @@ struct ray_sum {
     const int64_t packs = 2 * ((wide + 1) / 2) + 2 * wide + padded / W * half * 4, reals = 2 * RB * (half + padded);
     const int64_t work = a.r * padded * half + 1;
     parallel_for(a.pool, a.b, 1 + 65536 / work, [&](int64_t begin, int64_t end) {
-      void* memory;
-      const size_t bytes = size_t(packs) * sizeof(P) + size_t(reals) * sizeof(T);
-      if (posix_memalign(&memory, 64, bytes)) abort();
-      memset(memory, 0, bytes);  // padding rows and lanes are read, so they must be numbers
-      scratch s;
-      s.z = static_cast<C*>(memory);
-      s.row = reinterpret_cast<P*>(s.z + (wide + 1) / 2);
+      scratch<P> memory;
+      memory.allocate_zeros(packs + reals / W);  // padding rows and lanes are read, so they must be numbers
+      tables_of s;
+      s.z = reinterpret_cast<C*>(static_cast<P*>(memory));
+      s.row = memory + (wide + 1) / 2 * 2;
       s.sums = s.row + 2 * wide;
       s.waves = reinterpret_cast<T*>(s.sums + padded / W * half * 4);
       s.rays = s.waves + 2 * RB * half;
       for (int64_t b = begin; b < end; ++b) item(b, s);
-      free(memory);
     });
   }
 };

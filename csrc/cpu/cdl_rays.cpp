@@ -1,9 +1,9 @@
 // Rays of the 38.901 clustered delay line: Philox words to phases and couplings, and from the tables of a profile to
 // the gains and the phase progressions that cdl_channels sums.
-#include <stdlib.h>
 
 #include "draws.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 #include "turns.hpp"
 
 namespace sf {
@@ -98,10 +98,9 @@ struct ray_draw {
   void run() const {
     const int64_t count = a.clusters * cluster_words + 8 * cluster_rays;  // what packs read past the last word
     parallel_for(a.pool, a.b, 8, [&](int64_t begin, int64_t end) {
-      uint32_t* w = static_cast<uint32_t*>(calloc(size_t(count), sizeof(uint32_t)));
-      if (!w) abort();
+      scratch<uint32_t> w;
+      w.allocate_zeros(count);
       for (int64_t b = begin; b < end; ++b) item(b, w);
-      free(w);
     });
   }
 };

@@ -17,18 +17,17 @@ struct channel_filter : channel_columns<T, Q> {
   static constexpr int W = X::W, WC = X::WC, R = X::R;
   const bool filtered;
   const int64_t f_ld, band_reals;
-  void* own = nullptr;
-  Q *filter, *band;  // [K][M], and some vectors
+  const scratch<Q> own;
+  Q *const filter, *const band;  // [K][M], and some vectors
 
   channel_filter(const rzf_args& args, bool wanted)
       : B(args, wanted ? B::larger(args.k, args.m) : args.m),
         filtered(wanted),
         f_ld(wanted ? X::row_reals(m) : 0),
-        band_reals(wanted ? 2 * R * k : 0) {
-    if (wanted && posix_memalign(&own, 64, size_t(k * f_ld + band_reals) * sizeof(Q))) abort();
-    filter = static_cast<Q*>(own), band = filter + k * f_ld;
-  }
-  ~channel_filter() { free(own); }
+        band_reals(wanted ? 2 * R * k : 0),
+        own(k * f_ld + band_reals),
+        filter(own),
+        band(filter + k * f_ld) {}
 
   // From the factor at hand; column j times per(j).
   template <class Per>
@@ -136,6 +135,25 @@ struct shared_precoder {
     return true;
   }
 };
+
+// All vectors of all channels in pieces: solve(i, begin, end) takes those of channel i, or leaves them to lanes(one), a
+// batch of their own.
+template <class Solver, class Lanes>
+void solve_pieces(rzf_args& a, const Lanes& lanes) {
+  constexpr int64_t most = 1024;
+  const int64_t pieces = (a.t + most - 1) / most;
+  parallel_for(a.pool, a.n * pieces, 1, [&](int64_t b, int64_t e) {
+    Solver solver(a);
+    for (; b < e; ++b) {
+      const int64_t i = b / pieces, begin = b % pieces * most, end = begin + most < a.t ? begin + most : a.t;
+      if (solver.solve(i, begin, end)) continue;
+      rzf_args one = a;
+      point_at(one, a, i, begin, end);
+      lanes(one);
+      take_notes(a, one, i * a.t + begin);
+    }
+  });
+}
 
 }  // namespace SF_NS
 }  // namespace sf

@@ -1,10 +1,10 @@
 // h(f) = sum_p gains_p exp(-j 2 pi f tau_p). Rows that share delays share a table of phases, one block of frequencies
 // at a time; frequencies are the SIMD direction, so nothing larger than that table exists beside the result.
-#include <stdlib.h>
 
 #include "../common/kernels.hpp"
 #include "../common/philox.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 #include "turns.hpp"
 
 namespace sf {
@@ -72,15 +72,12 @@ struct path_sum {
     a.bad = -1;
     const int64_t groups = a.rows / a.group;
     parallel_for(a.pool, groups, 1 + 65536 / (a.group * a.f * a.p + 1), [&](int64_t begin, int64_t end) {
-      void* memory;
-      if (posix_memalign(&memory, 64, size_t(a.p * B) * sizeof(cx<P>))) abort();
-      cx<P>* table = static_cast<cx<P>*>(memory);
+      const scratch<cx<P>> table(a.p * B);
       for (int64_t g = begin; g < end; ++g)
         for (int64_t f0 = 0; f0 < a.f; f0 += B * W) {
           phases(static_cast<const T*>(a.delays) + a.delay_at[g], f0, table);
           for (int64_t r = g * a.group; r < (g + 1) * a.group; ++r) row(table, r, f0);
         }
-      free(memory);
     });
   }
 };

@@ -1,10 +1,10 @@
 // rho = softmax(L + psi(gamma) - psi(sum gamma) + eta D), gamma' = gamma0 + rho; a few rows of a few experts, in
 // double.
-#include <stdlib.h>
 
 #include "../common/kernels.hpp"
 #include "../common/lane.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -52,10 +52,9 @@ template <class T>
 void run_dirichlet(dirichlet_args& a) {
   a.bad = -1;
   parallel_for(a.pool, a.b, 512 / (a.e + 1) + 1, [&](int64_t begin, int64_t end) {
-    double* score = static_cast<double*>(malloc(size_t(a.e) * sizeof(double)));
+    const scratch<double> score(a.e);
     for (int64_t row = begin; row < end; ++row)
       if (!responsibilities_row<T>(a, row, score)) note_lowest(a.bad, row);
-    free(score);
   });
 }
 

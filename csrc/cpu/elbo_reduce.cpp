@@ -16,18 +16,15 @@ struct elbo_worker {
   const elbo_args& a;
   pilots_of<T, elbo_args> pilots;
   int64_t reals;
-  T *denoised, *miss;  // every expert's channel at tau; a chunk's misses, then the residual of Yv
-  double* sums;        // L per expert
+  scratch<T> denoised, miss;  // every expert's channel at tau; a chunk's misses, then the residual of Yv
+  scratch<double> sums;       // L per expert
   draw_buffer<T> buffer;
 
   elbo_worker(const elbo_args& a, const pilot_basis<T>* shared) : a(a), pilots(a, shared) {
     reals = 2 * a.nr * a.nt;
-    denoised = pilot_basis<T>::reals(a.e * reals + W);
-    miss = pilot_basis<T>::reals(draw_chunk + a.nr * pilots.row);
-    sums = static_cast<double*>(calloc(size_t(a.e), sizeof(double)));
+    denoised.allocate_zeros(a.e * reals + W), miss.allocate_zeros(draw_chunk + a.nr * pilots.row);
+    sums.allocate_zeros(a.e);
   }
-  elbo_worker(const elbo_worker&) = delete;
-  ~elbo_worker() { free(denoised), free(miss), free(sums); }
 
   void run(int64_t b, int64_t* bad) {
     for (int64_t e = 0; e < a.e; ++e) sums[e] = 0;

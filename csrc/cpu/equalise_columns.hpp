@@ -18,7 +18,7 @@ struct equalise_columns : channel_filter<T, double> {
   static constexpr int W = X::W, WC = X::WC, R = X::R;
   static constexpr double silent = 0x1p-1022;  // of a column with so little gain, nothing is known of its symbol
   rzf_args& notes;
-  void* sums = nullptr;
+  scratch<double> sums;
   double *gain, *rest;  // diag(G H), 1 - diag(G H) and then what that leaves of noise
 
   // A filter costs as much as some n / 4 vectors. Sizes alone decide, and where the batch is vectors of one channel not
@@ -27,10 +27,9 @@ struct equalise_columns : channel_filter<T, double> {
 
   explicit equalise_columns(rzf_args& args) : B(args, filters(args)), notes(args) {
     const int64_t symbols = X::padded(m) + W;
-    if (posix_memalign(&sums, 64, size_t(2 * symbols) * sizeof(double))) abort();
-    gain = static_cast<double*>(sums), rest = gain + symbols;
+    sums.allocate(2 * symbols);
+    gain = sums, rest = gain + symbols;
   }
-  ~equalise_columns() { free(sums); }
 
   // Vectors [begin, end) of channel i; false where the lanes have to look at them.
   bool solve(int64_t i, int64_t begin, int64_t end) {

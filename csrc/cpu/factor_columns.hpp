@@ -2,10 +2,9 @@
 // rows of U contiguous, and the solves with that factor. Rows are taken in bands of R, as many as a register tile
 // holds; padding up to whole bands and packs is zero with a unit diagonal, so that no loop has a tail.
 #pragma once
-#include <stdlib.h>
-
 #include "../common/columns.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 
 namespace sf {
 inline namespace SF_NS {

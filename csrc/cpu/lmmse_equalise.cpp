@@ -137,12 +137,7 @@ void equalise_in_columns(rzf_args& a) {
     equaliser<T>(some).template in_lanes<0>(w, begin, end);
   };
   if (equalise_columns<T>::filters(a))
-    return solve_pieces<equalise_columns<T>>(a, [&](int64_t i, int64_t begin, int64_t end) {
-      rzf_args one = a;
-      point_at(one, a, i, begin, end);
-      in_lanes(one, 0, end - begin);
-      take_notes(a, one, i * a.t + begin);
-    });
+    return solve_pieces<equalise_columns<T>>(a, [&](rzf_args& one) { in_lanes(one, 0, one.n); });
   parallel_for(a.pool, a.n, 1, [&](int64_t b, int64_t e) {
     equalise_columns<T> w(a);
     solve_or_leave(

@@ -1,12 +1,12 @@
 // mimo_matmul with lanes along the batch: W products side by side, a pack of matrices transposed into lanes in
 // registers, so that one column or a 3 x 3 product fills every lane. A passes in bands of rows.
 #pragma once
-#include <stdlib.h>
 
 #include "../common/columns.hpp"
 #include "../common/small_matrix.hpp"
 #include "matmul_operand.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 #include "transpose.hpp"
 
 namespace sf {
@@ -43,7 +43,7 @@ struct batch_lanes {
   tile at, bt;
   Z* ct;
   P bad;
-  void* memory;
+  scratch<Z> memory;
 
   // rows of A that pass at a time: the bands of A and C stay in the first-level cache
   static int band_rows(int64_t m, int64_t k, int64_t n) {
@@ -59,11 +59,9 @@ struct batch_lanes {
         n(int(args.n)),
         band(band_rows(m, k, n)) {
     const int64_t entries = int64_t(band) * k + int64_t(k) * n + int64_t(band) * n;
-    if (posix_memalign(&memory, 64, size_t(entries) * sizeof(Z))) abort();
-    at.p = static_cast<Z*>(memory), bt.p = at.p + int64_t(band) * k, ct = bt.p + int64_t(k) * n;
+    memory.allocate(entries);
+    at.p = memory, bt.p = at.p + int64_t(band) * k, ct = bt.p + int64_t(k) * n;
   }
-  ~batch_lanes() { free(memory); }
-  batch_lanes(const batch_lanes&) = delete;
 
   static transposer<T, W> lanes(const operand<T>& o, int64_t first, int count) {
     transposer<T, W> from(o.at(first), 2 * o.step[0], count);

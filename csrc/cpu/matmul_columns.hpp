@@ -1,11 +1,11 @@
 // mimo_matmul with lanes along N: rows of B in packs of columns, tiles of C in registers, as in block_worker.hpp. B is
 // packed first where its rows are not contiguous or end in half a pack.
 #pragma once
-#include <stdlib.h>
 
 #include "../common/columns.hpp"
 #include "matmul_operand.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -30,7 +30,7 @@ struct column_lanes {
   const operand<T> a, b;
   const int64_t max_rows;
   const around_caches around;
-  T* xs;                     // a chunk of B, [K][CT*W]
+  const scratch<T> xs;       // a chunk of B, [K][CT*W]
   int64_t share_a, share_b;  // runs of A and B fetched with each tile of rows
 
   explicit column_lanes(const matmul_args& args)
@@ -38,17 +38,13 @@ struct column_lanes {
         a(args, args.a, args.a_step, args.a_row, args.a_col),
         b(args, args.b, args.b_step, args.b_row, args.b_col),
         max_rows(unit_rows(args)),
-        around(goes_around<T>(args, chunk_packs(args) * W)) {
-    void* memory;
-    if (posix_memalign(&memory, 64, size_t(g.k) * chunk_packs(g) * W * sizeof(T))) abort();
-    xs = static_cast<T*>(memory);
+        around(goes_around<T>(args, chunk_packs(args) * W)),
+        xs(args.k * chunk_packs(args) * W) {
     const int64_t rows = g.m < max_rows ? g.m : max_rows, rt = tile_rows(chunk_packs(g)), tiles = (rows + rt - 1) / rt;
     const int64_t cols = g.n < chunk_packs(g) * WC ? g.n : chunk_packs(g) * WC;
     share_a = ((a.col == 1 ? rows : g.k) + tiles - 1) / tiles;
     share_b = ((b.col == 1 ? g.k : cols) + tiles - 1) / tiles;
   }
-  ~column_lanes() { free(xs); }
-  column_lanes(const column_lanes&) = delete;
 
   static int left(int n, int c) {  // columns in pack c
     const int rest = n - c * WC;

@@ -95,10 +95,9 @@ inline void point_at(rzf_args& one, const rzf_args& a, int64_t i, int64_t begin,
   one.bad = one.spoilt = -1, one.count = 0;
 }
 inline void take_notes(rzf_args& a, const rzf_args& one, int64_t first) {
-  if (one.count == 0) return;
   if (one.bad >= 0) note_lowest(a.bad, first + one.bad);
   if (one.spoilt >= 0) note_lowest(a.spoilt, first + one.spoilt);
-  __atomic_fetch_add(&a.count, one.count, __ATOMIC_RELAXED);
+  if (one.count) __atomic_fetch_add(&a.count, one.count, __ATOMIC_RELAXED);
 }
 
 // Every channel as a batch of its own: Part(one) serves units of the batch that `one` is at the time.
@@ -131,7 +130,6 @@ void drop_spoilt(rzf_args& a, int64_t first, int64_t last) {
     for (int64_t j = 0; noise && j < a.m; ++j) noise[v * a.m + j] = T(__builtin_inf());
     if (a.info) a.info[v] = -1;
     note_lowest(a.spoilt, v);
-    __atomic_fetch_add(&a.count, 1, __ATOMIC_RELAXED);
   }
 }
 

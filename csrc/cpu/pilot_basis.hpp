@@ -1,11 +1,10 @@
 // Products with the pilots' singular vectors U [Nt, r]: X U and W U^H for rows of a channel, r along the lanes of the
 // first, Nt along those of the second, so that both are tiles of full packs.
 #pragma once
-#include <stdlib.h>
-
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
 #include "packs.hpp"
+#include "scratch.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -16,20 +15,13 @@ struct pilot_basis {
   using Col = pack_cols<T, W>;
 
   int64_t nt, r, rv, nv;  // sizes, and packs that hold 2r and 2 Nt reals
-  T *u, *ut;              // U [Nt][rv*W] and its transpose [r][nv*W], zeros past the end
+  scratch<T> u, ut;       // U [Nt][rv*W] and its transpose [r][nv*W], zeros past the end
 
   pilot_basis(int64_t nt, int64_t r) : nt(nt), r(r), rv(packs(r)), nv(packs(nt)) {
-    u = reals(nt * rv * W), ut = reals(r * nv * W);
+    u.allocate_zeros(nt * rv * W), ut.allocate_zeros(r * nv * W);
   }
-  pilot_basis(const pilot_basis&) = delete;
-  ~pilot_basis() { free(u), free(ut); }
 
   static int64_t packs(int64_t n) { return (2 * n + W - 1) / W; }
-  static T* reals(int64_t n) {
-    T* p = static_cast<T*>(aligned_alloc(64, size_t((n * int64_t(sizeof(T)) + 64) / 64 * 64)));
-    for (int64_t i = 0; i < n; ++i) p[i] = T(0);
-    return p;
-  }
 
   void take(const void* from) {
     const T* p = static_cast<const T*>(from);
@@ -101,15 +93,13 @@ struct pilots_of {
   pilot_basis<T> own;
   const pilot_basis<T>* basis;
   int64_t row;  // reals of a padded row of Yv
-  T* values;    // s, once for the real and once for the imaginary part
+  scratch<T> values;  // s, once for the real and once for the imaginary part
 
   pilots_of(const Args& a, const pilot_basis<T>* shared)
       : a(a), own(a.own_basis ? a.nt : 0, a.own_basis ? a.r : 0), basis(a.own_basis ? &own : shared) {
     row = basis->rv * W;
-    values = pilot_basis<T>::reals(row + 1);
+    values.allocate_zeros(row + 1);
   }
-  pilots_of(const pilots_of&) = delete;
-  ~pilots_of() { free(values); }
 
   void take(int64_t b) {
     if (a.own_basis) own.take(static_cast<const T*>(a.u) + 2 * b * a.nt * a.r);

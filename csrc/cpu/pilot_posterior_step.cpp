@@ -14,16 +14,13 @@ struct posterior_worker {
 
   const posterior_args& a;
   pilots_of<T, posterior_args> pilots;
-  int64_t reals;    // of a channel
-  T *x, *w, *gain;  // p h - q m, (Yv - X U S) G, and G once for either part
+  int64_t reals;          // of a channel
+  scratch<T> x, w, gain;  // p h - q m, (Yv - X U S) G, and G once for either part
 
   posterior_worker(const posterior_args& a, const pilot_basis<T>* shared) : a(a), pilots(a, shared) {
     reals = 2 * a.nr * a.nt;
-    x = pilot_basis<T>::reals(reals + W), w = pilot_basis<T>::reals(a.nr * pilots.row + 1);
-    gain = pilot_basis<T>::reals(pilots.row + 1);
+    x.allocate_zeros(reals + W), w.allocate_zeros(a.nr * pilots.row + 1), gain.allocate_zeros(pilots.row + 1);
   }
-  posterior_worker(const posterior_worker&) = delete;
-  ~posterior_worker() { free(x), free(w), free(gain); }
 
   bool run(int64_t b) {
     const double var = at(a.noise_var, 0, b, 0), bar = at(a.alpha_bar, 0, b, 0), beta = at(a.beta, 0, b, 0);

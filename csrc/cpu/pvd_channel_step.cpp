@@ -18,7 +18,7 @@ struct channel_worker {
   int64_t entries, group;  // reals of one block of one user; blocks of a group
   block_worker<T> blocks;
   draw_buffer<T> buffer;
-  void* memory;
+  scratch<T> memory;
   T *denoised, *score;
 
   static int64_t group_of(const block_args& s) {
@@ -28,10 +28,9 @@ struct channel_worker {
   explicit channel_worker(const channel_step_args& args)
       : a(args), entries(2 * a.score.nr * a.score.nt), group(group_of(a.score)), blocks(a.score) {
     const int64_t slab = (a.score.u * group * entries + 15) / 16 * 16;
-    if (posix_memalign(&memory, 64, size_t(2 * slab) * sizeof(T))) abort();
-    denoised = static_cast<T*>(memory), score = denoised + slab;
+    memory.allocate(2 * slab);
+    denoised = memory, score = denoised + slab;
   }
-  ~channel_worker() { free(memory); }
 
   // The levels of user u, and whether they make sense.
   struct user_levels {

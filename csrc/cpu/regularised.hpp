@@ -6,10 +6,9 @@
 //   double    complex64 channels with a smaller regulariser
 //   pivoted   regularisers within rounding of zero, where singular channels must be found
 #pragma once
-#include <stdlib.h>
-
 #include "channel_lanes.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 #include "transpose.hpp"
 
 namespace sf {
@@ -48,14 +47,14 @@ struct regularised : problem<S> {
   D energy[2];
   P info, *spoilt;  // of the channel; 1 for a right-hand side (or all of them) whose result is not finite
   P* noise;         // lmmse_equalise: effective noise variance [n of symbols]
-  void* memory;
+  scratch<cx<P>> memory;
 
   // `factor_only`: right-hand sides and results stay where they lie (solve_tail.hpp).
   explicit regularised(const rzf_args& args, bool factor_only = false) : problem<S>(args), a(args) {
     const int64_t columns = factor_only ? 0 : most, km = int64_t(k) * m, kt = k * columns, mt = m * columns;
     const int64_t entries = 2 * km + 2 * kt + 2 * mt + 2 * int64_t(n) * n + 6 * n + m + columns + 9;
-    if (posix_memalign(&memory, 64, size_t(entries) * sizeof(cx<P>))) abort();
-    cx<P>* p = static_cast<cx<P>*>(memory);
+    memory.allocate(entries);
+    cx<P>* p = memory;
     auto take = [&](int64_t count) { return (p += count) - count; };
     h = take(km), s = take(kt), x = take(mt), g = take(mt), dh = take(km), ds = take(kt);
     noise = reinterpret_cast<P*>(take(m)), spoilt = reinterpret_cast<P*>(take(columns + 1)),
@@ -64,8 +63,6 @@ struct regularised : problem<S> {
       for (int i = 0; i < k * t; ++i) s[i] = {P(T(i / t == i % t ? 1 : 0)), P(T(0))};  // unit symbols, K = T
     energy[0] = energy[1] = D(0.0);
   }
-  ~regularised() { free(memory); }
-  regularised(const regularised&) = delete;
 
   // What the fourth pack after this one will touch, asked for an eighth at a time while this one is computed: in one
   // burst the requests would fill the core's line buffers, and the loads of this pack would wait behind them.
@@ -246,7 +243,7 @@ struct regularised : problem<S> {
         if (a.info) a.info[at] = code;
         if (code == 0) continue;
         note_lowest(code < 0 ? shared.spoilt : shared.bad, at);
-        __atomic_fetch_add(&shared.count, 1, __ATOMIC_RELAXED);
+        if (code > 0) __atomic_fetch_add(&shared.count, 1, __ATOMIC_RELAXED);
       }
   }
 

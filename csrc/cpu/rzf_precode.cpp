@@ -1,4 +1,5 @@
 // x = H^H (H H^H + a I)^-1 s with its total-power scale, and the vector-Jacobian product from the same factor.
+#include "../common/power_scale.hpp"
 #include "channel_filter.hpp"
 #include "one_channel.hpp"
 #include "precode_jobs.hpp"
@@ -12,10 +13,11 @@ struct precoder {
   using R = regularised<T, S>;
   rzf_args& a;
   const units u;
-  double* partial = nullptr;  // energy of every unit
-  bool at_once = false;       // scale an item with its last unit
+  const scratch<double> partial;  // energy of every unit
+  bool at_once = false;           // scale an item with its last unit
 
-  explicit precoder(rzf_args& args, int width = R::W) : a(args), u(args.n, args.items, args.k * args.m, width) {}
+  explicit precoder(rzf_args& args, int width = R::W)
+      : a(args), u(args.n, args.items, args.k * args.m, width), partial(args.scale > 0 ? args.items * u.chunks : 0) {}
 
   // The tail takes channels whose right-hand sides and results cost more to transpose than it does; sizes alone decide.
   static bool many_columns(const rzf_args& a) { return !a.rows && a.t >= 8 && (a.m_form ? a.k : a.m) * a.t >= 192; }
@@ -76,9 +78,12 @@ struct precoder {
     double e = 0;
     for (int64_t c = 0; c < u.chunks; ++c) e += partial[item * u.chunks + c];
     a.norm[item] = __builtin_sqrt(e);
-    const T f = e > 0 ? T(a.scale / __builtin_sqrt(e)) : T(0);
+    const auto scaled = power_scale<T>::of(a.scale, e);
     T* x = static_cast<T*>(a.out_x);
-    for (int64_t j = u.begin(unit) * mt; j < u.end(unit) * mt; ++j) x[j] *= f;
+    for (int64_t j = u.begin(unit) * mt; j < u.end(unit) * mt; ++j) x[j] = scaled(x[j]);
+  }
+  void scale_all() const {
+    if (a.scale > 0) all_units([&](int64_t unit) { scale_unit(unit); });
   }
   template <class Each>
   void all_units(const Each& each) const {
@@ -91,7 +96,6 @@ struct precoder {
   void operator()() {
     if constexpr (N == 4 && S == 0)
       if (problem<N>::serves(a)) return precoder<T, N>(a).template operator()<N>();
-    if (a.scale > 0) partial = static_cast<double*>(malloc(size_t(a.items * u.chunks) * sizeof(double)));
     const bool tails = many_columns(a), vectors = side_by_side(a, R::W);
     at_once = a.scale > 0 && a.items >= 4 && !vectors;  // an item's result is scaled while it is still in cache
     const auto solve_units = [&](int64_t b, int64_t e) {
@@ -107,8 +111,7 @@ struct precoder {
     } else {
       parallel_for(a.pool, a.items * u.chunks, 1, solve_units);
     }
-    if (a.scale > 0 && !at_once) all_units([&](int64_t unit) { scale_unit(unit); });
-    free(partial);
+    if (!at_once) scale_all();
   }
 };
 
@@ -188,7 +191,7 @@ struct precoder_vjp {
     if constexpr (N == 4 && S == 0)
       if (problem<N>::serves(a)) return precoder_vjp<T, N>(a).template operator()<N>();
     const int64_t n_units = a.items * u.chunks;
-    double* partial = static_cast<double*>(malloc(size_t(n_units) * sizeof(double)));
+    const scratch<double> partial(n_units);
     if (a.scale > 0)
       parallel_for(a.pool, n_units, 1, [&](int64_t b, int64_t e) {
         for (; b < e; ++b) partial[b] = dot(b);
@@ -206,7 +209,6 @@ struct precoder_vjp {
         backward<N>(w, u.begin(b), u.end(b), c, along);
       }
     });
-    free(partial);
   }
 };
 
@@ -214,7 +216,7 @@ struct precoder_vjp {
 template <class T>
 struct column_precoder : precoder<T> {
   using R = typename precoder<T>::R;
-  using precoder<T>::a, precoder<T>::u, precoder<T>::partial;
+  using precoder<T>::a, precoder<T>::u;
   explicit column_precoder(rzf_args& args) : precoder<T>(args, 1) {}
 
   __attribute__((noinline)) void in_lanes(int64_t begin, int64_t end) const {
@@ -226,13 +228,11 @@ struct column_precoder : precoder<T> {
     solve_or_leave(begin, end, [&](int64_t i) { return w.solve(i); }, [&](int64_t i, int64_t j) { in_lanes(i, j); });
   }
   void operator()() {
-    if (a.scale > 0) partial = static_cast<double*>(malloc(size_t(a.items * u.chunks) * sizeof(double)));
     parallel_for(a.pool, a.items * u.chunks, 1, [&](int64_t b, int64_t e) {
       solve_range(u.begin(b), u.end(e - 1));
-      for (; partial && b < e; ++b) partial[b] = this->energy_of(b);
+      for (; a.scale > 0 && b < e; ++b) this->close(b, this->energy_of(b));
     });
-    if (partial) this->all_units([&](int64_t unit) { this->scale_unit(unit); });
-    free(partial);
+    this->scale_all();
   }
 };
 
@@ -240,12 +240,7 @@ struct column_precoder : precoder<T> {
 template <class T>
 void precode_shared(rzf_args& a) {
   as_one_channel(a);
-  solve_pieces<shared_precoder<T>>(a, [&](int64_t i, int64_t begin, int64_t end) {
-    rzf_args one = a;
-    point_at(one, a, i, begin, end);
-    column_precoder<T>(one).in_lanes(0, end - begin);
-    take_notes(a, one, i * a.t + begin);
-  });
+  solve_pieces<shared_precoder<T>>(a, [](rzf_args& one) { column_precoder<T>(one).in_lanes(0, one.n); });
 }
 
 static int64_t bytes_of(const rzf_args& a, int64_t reals) { return reals * (a.is_double ? 8 : 4); }

@@ -1,13 +1,13 @@
 // likelihood_score where a block has too few slots to fill the lanes along them: W blocks side by side instead, one per
 // lane. Every lane does the same sums in the same order wherever its block stands in the batch.
 #pragma once
-#include <stdlib.h>
 
 #include "../common/kernels.hpp"
 #include "../common/small_matrix.hpp"
 #include "around.hpp"
 #include "packs.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 #include "transpose.hpp"
 
 namespace sf {
@@ -23,18 +23,16 @@ struct score_lanes {
   const block_args& a;
   const int u, nr, nt, t, m;    // m = U*Nt streams
   Z *h, *x, *y, *dx, *gh, *gx;  // [U,Nr,Nt], [U,Nt,T], [Nr,T] (then the residual), ...
-  void* memory;
+  scratch<Z> memory;
   P seen;  // 0 in lanes whose results are finite
 
   explicit score_lanes(const block_args& args)
       : a(args), u(int(a.u)), nr(int(a.nr)), nt(int(a.nt)), t(int(a.t)), m(u * nt) {
-    if (posix_memalign(&memory, 64, size_t(2 * nr * m + 3 * m * t + nr * t) * sizeof(Z))) abort();
-    Z* p = static_cast<Z*>(memory);
+    memory.allocate(2 * nr * m + 3 * m * t + nr * t);
+    Z* p = memory;
     auto take = [&](int n) { return (p += n) - n; };
     h = take(nr * m), x = take(m * t), y = take(nr * t), dx = take(m * t), gh = take(nr * m), gx = take(m * t);
   }
-  ~score_lanes() { free(memory); }
-  score_lanes(const score_lanes&) = delete;
 
   // Block `first` on of user v, where `entries` complex numbers make a block: a user's blocks are K apart, items
   // b_step.

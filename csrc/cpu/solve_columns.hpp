@@ -19,21 +19,6 @@ inline bool solve_columns_serves(const rzf_args& a) {
 }
 inline bool equalise_columns_serves(const rzf_args& a) { return a.m_form ? a.m >= 8 : a.k > 8; }
 
-// All vectors of all channels in pieces: solve(i, begin, end) takes those of channel i or leaves them to lanes(i,
-// begin, end).
-template <class Solver, class Lanes>
-void solve_pieces(rzf_args& a, const Lanes& lanes) {
-  constexpr int64_t most = 1024;
-  const int64_t pieces = (a.t + most - 1) / most;
-  parallel_for(a.pool, a.n * pieces, 1, [&](int64_t b, int64_t e) {
-    Solver solver(a);
-    for (; b < e; ++b) {
-      const int64_t i = b / pieces, begin = b % pieces * most, end = begin + most < a.t ? begin + most : a.t;
-      if (!solver.solve(i, begin, end)) lanes(i, begin, end);
-    }
-  });
-}
-
 // Channels [begin, end): solve(i) takes one or leaves it, lanes(first, last) gets every run of those left.
 template <class Solve, class Lanes>
 void solve_or_leave(int64_t begin, int64_t end, const Solve& solve, const Lanes& lanes) {
@@ -55,7 +40,7 @@ struct channel_columns {
 
   const rzf_args& a;
   const int64_t k, m, t, n, len, sides, h_own, p_ld, z_ld;
-  void* memory = nullptr;
+  scratch<Q> memory;
   Q *h_copy, *p_copy, *s, *z, *w, *y, *spare;  // w, y, spare: vectors
   const Q *h, *p;                              // rows of the channel, and of V^H
   int64_t h_ld;
@@ -78,16 +63,14 @@ struct channel_columns {
         z_ld(X::row_reals(sides < most ? sides : most)),
         h_ld(h_own ? h_own : 2 * m),
         factor(n) {}
-  ~channel_columns() { free(memory); }
-  channel_columns(const channel_columns&) = delete;
 
   void allocate() {
     const int64_t vector = 2 * X::padded(larger(k, m)) + W, s_rows = a.s && a.m_form ? larger(k, X::padded(n)) : 0;
     const int64_t counts[] = {k * h_own, m * p_ld, s_rows * z_ld, X::padded(n) * z_ld, vector, vector, vector};
     int64_t all = column_factor<Q>::reals(n);
     for (int64_t c : counts) all += c + W;
-    if (posix_memalign(&memory, 64, size_t(all) * sizeof(Q))) abort();
-    Q *at = static_cast<Q*>(memory), **parts[] = {&h_copy, &p_copy, &s, &z, &w, &y, &spare};
+    memory.allocate(all);
+    Q *at = memory, **parts[] = {&h_copy, &p_copy, &s, &z, &w, &y, &spare};
     for (int i = 0; i < 7; ++i) *parts[i] = at, at += (counts[i] + W - 1) / W * W;
     factor.use(at);
   }

@@ -2,7 +2,6 @@
 // solves and the wide product of the K-form, with lanes along the columns of the right-hand sides. Operands are read
 // and results written where they lie, so a [64, 24] result never passes through the lane layout of regularised.hpp.
 #pragma once
-#include <stdlib.h>
 
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
@@ -10,6 +9,7 @@
 #include "around.hpp"
 #include "packs.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -230,7 +230,7 @@ struct solve_tail {
 template <class T>
 struct tail_worker {
   const rzf_args& a;
-  void* memory;
+  scratch<char> memory;
   char *factors, *chunks, *staged;
   static constexpr int64_t piece = solve_tail<T>::max_ct * solve_tail<T>::W;
   const around_caches around;  // but for results that are read again, to be scaled
@@ -241,11 +241,9 @@ struct tail_worker {
     const auto bytes = [](int64_t reals) { return (reals * int64_t(sizeof(double)) + 63) / 64 * 64; };
     const int64_t of_factors = bytes(lanes * stride(n)), of_chunks = bytes(solve_tail<float>::scratch(a));
     const int64_t of_staged = bytes(2 * (a.k * a.m + (a.k + a.m) * a.t));
-    if (posix_memalign(&memory, 64, size_t(of_factors + of_chunks + of_staged))) abort();
-    factors = static_cast<char*>(memory), chunks = factors + of_factors, staged = chunks + of_chunks;
+    memory.allocate(of_factors + of_chunks + of_staged);
+    factors = memory, chunks = factors + of_factors, staged = chunks + of_chunks;
   }
-  ~tail_worker() { free(memory); }
-  tail_worker(const tail_worker&) = delete;
 
   static int64_t stride(int64_t n) { return n * (n + 1); }  // of a lane's factor: l, inv and from
 

@@ -1,5 +1,6 @@
 // The masked update and top-up of the authors' published code: the state f stays un-normalised, g is what the network
 // sees. An item is one task: its unit-RMS factor needs all of it.
+#include "../common/power_scale.hpp"
 #include "waterfill.hpp"
 
 namespace sf {
@@ -21,7 +22,7 @@ struct authors_row {
         beta_s(rounded<T>(args.beta_s, item, group)) {
     const auto ddim = ddim_weights::from(beta_t, beta_s);
     common_a = T(ddim.a), common_b = T(ddim.b);
-    valid = beta_s >= 0 && beta_s <= 1 && beta_t >= 0 && beta_t <= 1 && (beta_t > 0 || beta_s == 0);
+    valid = beta_s >= 0 && beta_s <= 1 && beta_t >= 0 && beta_t <= 1;
   }
 
   // The update's weights for elements of level `own`; 1 and 0 where they wait.
@@ -113,10 +114,11 @@ bool authors_item(const waterfill_args& a, int64_t b) {
       good = row.run(w, buffer, i, symbols - i < symbol_run ? symbols - i : symbol_run, energy) && good;
   }
   if (!a.renorm) return good;
-  const native<T> scale(T(__builtin_sqrt(double(size) / energy)));
+  const auto unit = power_scale<T>::of(__builtin_sqrt(double(size)), energy);
+  const native<T> first(unit.first), second(unit.second);
   T* out = static_cast<T*>(a.out) + b * size;
-  each_pack<T>(size, [&](int64_t i, int m) SF_LAMBDA { put(out + i, get(out + i, m) * scale, m); });
-  return good && energy > 0;
+  each_pack<T>(size, [&](int64_t i, int m) SF_LAMBDA { put(out + i, get(out + i, m) * first * second, m); });
+  return good && energy > 0 && energy <= largest(0.0);
 }
 
 template <class T>

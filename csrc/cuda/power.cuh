@@ -1,6 +1,7 @@
 // The power normalisation around rzf_precode: the second pass of the forward call (energies of the units of an item ->
 // one scale), and the first of the backward call (Re<x, g> of an item, in parts).
 #pragma once
+#include "../common/power_scale.hpp"
 #include "channels.cuh"
 
 namespace sf::cuda {
@@ -45,18 +46,18 @@ struct scale_power {
     double* part = reinterpret_cast<double*>(cta.shared());
     sum_partials(cta, part, partial + at.item * units, units);
     cta.last([&](thread_place w) {
-      const double energy = summed(part, cta.threads()), root = __builtin_sqrt(energy);
-      const T f = energy > 0 ? T(scale / root) : T(0);
-      if (at.segment == 0 && w.id == 0) norm[at.item] = root;
-      by.pairs ? multiply<2>(cta.threads(), w, at, f) : multiply<1>(cta.threads(), w, at, f);
+      const double energy = summed(part, cta.threads());
+      const auto scaled = power_scale<T>::of(scale, energy);
+      if (at.segment == 0 && w.id == 0) norm[at.item] = __builtin_sqrt(energy);
+      by.pairs ? multiply<2>(cta.threads(), w, at, scaled) : multiply<1>(cta.threads(), w, at, scaled);
     });
   }
   template <int N>
-  SF_HD void multiply(int32_t threads, thread_place w, const item_segments::part& at, T f) const {
+  SF_HD void multiply(int32_t threads, thread_place w, const item_segments::part& at, power_scale<T> scaled) const {
     for (int64_t e = int64_t(w.id) * N; e < at.count; e += int64_t(threads) * N) {
       wide<T, N> v = load<N>(x + at.from + e);
     SF_UNROLL
-      for (int j = 0; j < N; ++j) v.c[j] = {v.c[j].re * f, v.c[j].im * f};
+      for (int j = 0; j < N; ++j) v.c[j] = {scaled(v.c[j].re), scaled(v.c[j].im)};
       store<N>(x + at.from + e, v);
     }
   }

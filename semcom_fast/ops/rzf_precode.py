@@ -43,8 +43,13 @@ def _native(backend, h, s, alpha, rows, m_form, mode, refuse, power, items, want
 
 
 def _scale(x: Tensor, power: float, items: int) -> float:
-    """sqrt(power * count) of a group that shares one power scale."""
-    return math.sqrt(power * x.numel() / items) if power else 0.0
+    """sqrt(power * count) of a group that shares one power scale: what an entry may be at most."""
+    if not power:
+        return 0.0
+    scale = math.sqrt(power) * math.sqrt(x.numel() / items)
+    if scale > torch.finfo(x.dtype).max:
+        raise ValueError(f"{_NAME}: power {power:g} over {x.numel() // items} entries overflows {x.dtype}")
+    return scale
 
 
 def _solve(h, s, alpha, rows, m_form, mode, refuse):
@@ -69,7 +74,8 @@ def _reference(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info,
     x, info = _solve(h, s, alpha, rows, m_form, mode, refuse)
     _regularised.raise_flagged(info, mode)
     norm = x.new_empty(0, dtype=torch.float64)
-    if power:
+    if power and x.numel():
+        _scale(x, power, items)  # refuses what the dtype cannot hold
         x, norm = _power(x, power, items)
     return x, norm, info if want_info else info[:0].clone()
 
@@ -154,7 +160,7 @@ def _backward(needs, args, outs, grads):
     grad_alpha = None
     if needs[2]:
         grad_alpha = (
-            da.unflatten(0, (alpha.shape[0], -1)).sum(1).to(alpha.dtype) if da.numel() else alpha.new_zeros(alpha.shape)
+            da.reshape(alpha.shape[0], -1).sum(1).to(alpha.dtype) if da.numel() else alpha.new_zeros(alpha.shape)
         )
     return grad_h, ds if needs[1] else None, grad_alpha, *[None] * 8
 
@@ -205,7 +211,8 @@ def rzf_precode(
         s: symbols [...,K] (exactly when s.ndim == h.ndim - 1) or [...,K,T].
         alpha: the whole regulariser (:math:`\alpha \ge 0`, units of \|h\|^2): a number, a 0-d tensor, or a tensor
             aligned from the left with the leading dimensions ([B], [B,F], ..., sizes 1 or equal).
-        power: mean \|x\|^2 per antenna entry, P > 0; None leaves x unscaled. All-zero groups stay zero.
+        power: mean \|x\|^2 per antenna entry, P > 0; None leaves x unscaled. All-zero groups stay zero; a
+            group whose energy passes float64 (entries beyond 1e150) is NaN.
         power_dims: how many of the last leading dimensions share one scale (default: all but the first).
         on_singular: a channel without inverse (only possible at alpha = 0, or with NaN or Inf in h) is an error with
             "raise" (default on the CPU), x = 0 with "flag" (default on CUDA: no synchronisation), and with "pinv" the
@@ -220,7 +227,7 @@ def rzf_precode(
 
     Raises:
         SingularChannelError: with on_singular="raise"; names count and first index of the leading dimensions.
-        ValueError: shapes disagree, alpha < 0, a non-finite symbol (named), power <= 0.
+        ValueError: shapes disagree, alpha < 0, a non-finite symbol (named), power <= 0 or beyond the dtype.
         TypeError: a real or mixed dtype.
 
     Source: equations (3) and (7) of "Scenario-Adaptive MU-MIMO OFDM Semantic Communication With Asymmetric Neural

@@ -85,8 +85,9 @@ def refuses_zero(k: int, m: int, form: str | None, on_singular: str | None) -> b
 
 
 def scale_power(x: Tensor, power: float, dims: tuple[int, ...]) -> Tensor:
-    """x sqrt(power*count/|x|^2) over `dims`; zero stays zero."""
-    energy = torch.view_as_real(x).double().square().sum(-1).sum(dims, keepdim=True)
+    """x sqrt(power*count/|x|^2) over `dims`, in float64; zero stays zero, an energy beyond float64 gives NaN."""
+    wide = x.to(torch.complex128)
+    energy = torch.view_as_real(wide).square().sum(-1).sum(dims, keepdim=True)
     count = math.prod(x.shape[d] for d in dims)
     factor = torch.where(energy > 0, power * count / torch.where(energy > 0, energy, 1.0), 0.0).sqrt()
-    return x * factor.to(x.real.dtype)
+    return (wide * torch.where(energy == torch.inf, torch.nan, factor)).to(x.dtype)

@@ -42,5 +42,7 @@ def waterfill_step_authors(
     draw = drawn(f, noise, seed, step, first_item)
     g = torch.where(add > 0, keep.sqrt().to(f.dtype) * f + spread.to(f.dtype) * draw, f)
     if renorm:
-        g = g / g.square().mean(tuple(range(1, g.ndim)), keepdim=True).sqrt()
+        wide = g.double()
+        energy = wide.square().mean(tuple(range(1, g.ndim)), keepdim=True)
+        g = (wide / torch.where(energy == torch.inf, torch.nan, energy).sqrt()).to(g.dtype)
     return f, g
