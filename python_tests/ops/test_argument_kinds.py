@@ -1,6 +1,7 @@
 """What kind of thing an argument may be: operands, numbers, levels, seeds and counters; every message names the argument."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -155,3 +156,21 @@ def test_other_kinds_of_counters():
             sf.philox_normal((1, 2), seed=1, **{name: torch.tensor(3)})
     with pytest.raises(TypeError, match="seed must be an integer"):
         sf.philox_normal((2,), seed=np.array([3, 4]))
+
+
+def test_numpy_numbers_as_levels():
+    """NumPy's numbers are numbers in any precision, its complex ones are not; what float32 cannot hold is named."""
+    h = draw(3, 2, 4)
+    for number in (np.float16(0.5), np.float32(0.5), np.float64(0.5), np.longdouble(0.5)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(sf.rzf_matrix(h, number), sf.rzf_matrix(h, 0.5))
+    for number in (np.float32("inf"), np.float16("inf"), 10**400, np.float64(-1)):
+        with pytest.raises(ValueError, match="rzf_matrix: alpha must be finite and >= 0"):
+            sf.rzf_matrix(h, number)
+    flat = draw(2, 4)
+    for number in (np.complex64(1 + 5j), np.complex128(1), 1 + 5j):
+        with pytest.raises(TypeError, match="noise_var must be a number or a tensor"):
+            sf.waterfill_equalise(flat, flat, number)
+        with pytest.raises(TypeError, match="alpha must be a number or a tensor"):
+            sf.rzf_matrix(h, number)

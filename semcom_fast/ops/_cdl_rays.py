@@ -63,9 +63,7 @@ class Clusters(NamedTuple):
     los_angles: tuple[float, ...]
 
 
-@functools.cache
-def clusters(letter: str) -> Clusters:
-    """The table of a profile with its powers normalised to a sum of one and its rays spread (eq. 7.7-0a)."""
+def _clusters(letter: str) -> Clusters:
     profile = PROFILES[letter]
     rows = torch.tensor(profile.rows, dtype=torch.float64, device="cpu")
     power = 10 ** (rows[:, 1] / 10)
@@ -80,6 +78,17 @@ def clusters(letter: str) -> Clusters:
         total = sum(10 ** (row[1] / 10) for row in profile.rows)
         los = (10 ** (profile.rows[0][1] / 10) / total, tuple(math.radians(v) for v in profile.rows[0][2:]))
     return Clusters(power[first:], rows[first:, 0], rays, *los)
+
+
+with torch.inference_mode(False):
+    _CLUSTERS = {letter: _clusters(letter) for letter in PROFILES}
+
+
+def clusters(letter: str) -> Clusters:
+    """The table of a profile with its powers normalised to a sum of one and its rays spread (eq. 7.7-0a)."""
+    if not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack():
+        return _clusters(letter)  # fake tensors, say, do not mix with others
+    return _CLUSTERS[letter]
 
 
 def words_of(batch: int, count: int, seed: int, first_item: int, step: int, device: torch.device | str) -> Tensor:

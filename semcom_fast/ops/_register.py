@@ -6,8 +6,8 @@ dispatch modes - sees one opaque `torch.ops.semcom_fast.<stem>` node. torch.func
 the same kernel, backward and jvp. Forward mode is refused where torch would drop tangents: on the opaque node, and nested.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,17 @@ _NO_TENSOR = frozenset((type(None), int, float, bool, tuple, torch.dtype, torch.
 _functorch_level = torch._C._functorch.maybe_current_level
 _modes_active = torch._C._len_torch_dispatch_stack
 _jit_trace = torch._C._get_tracing_state
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+_BATCHED: list[None] = []  # an entry per backward pass under way whose gradients are batched (`is_grads_batched`)
+
+
+@contextmanager
+def _batched() -> Iterator[None]:
+    _BATCHED.append(None)
+    try:
+        yield
+    finally:
+        _BATCHED.pop()
 
 
 def _save(ctx: Any, args: Sequence[Any], out: Any) -> None:
@@ -105,7 +116,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """Route a call: see the module docstring."""
-        if is_compiling() or _jit_trace() is not None:  # which records torch's own calls alone
+        if is_compiling() or _jit_trace() is not None or _BATCHED:  # which see torch's own calls alone
             return self._traced(args)
         if _functorch_level() is not None:
             return self._functorch.apply(*args)
@@ -140,7 +151,10 @@ class Op:
         grads = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outs, grads, strict=True))
         assert self._backward is not None
         # of CUDA tensors it runs in autograd's own thread, where the caller's `use_backend` is not known
-        with nullcontext() if ctx.backend is None else _backend.use_backend(ctx.backend):
+        with (
+            nullcontext() if ctx.backend is None else _backend.use_backend(ctx.backend),
+            _batched() if any(map(_is_batched, grads)) else nullcontext(),
+        ):
             return tuple(self._backward(ctx.needs_input_grad, args, outs, grads))
 
     def _transposed_backward(self, args: Sequence[Any], outs: Sequence[Any], tangents: Sequence[Any]) -> Any:

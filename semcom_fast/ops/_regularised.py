@@ -4,6 +4,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,11 +65,12 @@ def flat_alpha(op: str, name: str, alpha: Level, lead: torch.Size, own: torch.Si
     """
     real, alpha = _checks.real_dtype(like), _levels.off_host(alpha, like.device)
     if _levels.is_number(alpha):
-        if not 0 <= alpha <= torch.finfo(real).max:
+        number = float(alpha) if isinstance(alpha, np.number) else alpha  # one that compares with any other
+        if not 0 <= number <= torch.finfo(real).max:
             raise ValueError(f"{op}: {name} must be finite and >= 0 in {real}, got {alpha}")
         if like.is_cpu and _checks.readable(like):
-            return _kept(float(alpha), real)
-        return torch.full((1,), float(alpha), dtype=real, device=like.device)
+            return _kept(float(number), real)
+        return torch.full((1,), float(number), dtype=real, device=like.device)
     _levels.check(op, name, alpha, tuple(lead), like.device)
     if not isinstance(alpha, Tensor):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {type(alpha).__name__}")
@@ -217,7 +219,7 @@ def launch(op: str, backend: str, device: torch.device, mode: int, problem: tupl
         kernel(f"cuda_{op}")(*problem, *addresses, scratch.data_ptr(), *_native.stream_of(device))
         return
     count, singular, spoilt = kernel(f"cpu_{op}")(*problem, *addresses)
-    if count == 0 or mode == FLAG:
+    if mode == FLAG:
         return
     if singular >= 0 and mode == RAISE:
         raise SingularChannelError("", count, (singular,))

@@ -15,7 +15,7 @@ from . import _blocks, _checks, _levels
 from ._arrays import array_function
 from ._register import OPS, Op, reference_vjp
 from .likelihood_score import _backward as score_backward
-from .pvd_update import _drawing, check_numbers
+from .pvd_update import _drawing, check_numbers, with_noise
 
 if TYPE_CHECKING:
     from jaxtyping import Complex
@@ -142,7 +142,7 @@ def _backward(needs, args, outs, grads):
     levels = [None] * 6
     if any(needs[7:13]):
         only = [False] * 7 + list(needs[7:13]) + [False] * 4
-        levels = list(reference_vjp(_formula, args, only, grads)[7:13])
+        levels = list(reference_vjp(_formula, with_noise(args, 2, 6, 13), only, grads)[7:13])
     return *out, *levels, None, None, None, None
 
 

@@ -142,6 +142,22 @@ def _formula(mean, anchor, sample, denoised, score, noise, *rest):
     )  # fmt: skip
 
 
+def with_noise(args, mean: int, noise: int, seed: int) -> list[Any]:
+    """The arguments with the Philox draw made explicit, for derivatives of the definition: positions of mean (the sample
+    follows the anchor), noise and seed, after which come step, stream and first_item."""
+    from .philox_normal import philox_normal
+
+    made, (m, sample) = list(args), (args[mean], args[mean + 2])
+    if args[noise] is not None or args[seed] is None:
+        return made
+    value, step, stream, first_item = args[seed : seed + 4]
+    many = range(sample.shape[0] if sample.ndim > m.ndim else 1)
+    address = {"seed": value, "step": step, "first_item": first_item, "dtype": m.dtype, "device": m.device}
+    draws = [philox_normal(m.shape, stream=stream + 16 * k, **address) for k in many]
+    made[noise], made[seed] = torch.stack(draws) if sample.ndim > m.ndim else draws[0], None
+    return made
+
+
 def _reference(*args):
     new_mean, new_sample = _formula(*args)
     stacked = new_sample.ndim > new_mean.ndim
@@ -178,7 +194,7 @@ def _backward(needs, args, outs, grads):
     levels = [None] * 5
     if any(needs[6:11]):
         only = [False] * 6 + list(needs[6:11]) + [False] * 4
-        levels = list(reference_vjp(_formula, args, only, grads)[6:11])
+        levels = list(reference_vjp(_formula, with_noise(args, 0, 5, 11), only, grads)[6:11])
     return *out, *levels, None, None, None, None
 
 

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from .._kept import Kept
+from ..ops._checks import readable
+
 
 def _eigen(cov: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of a Hermitian, positive semi-definite covariance."""
@@ -62,8 +65,7 @@ class GaussianChannelPrior:
         self._full = None if cov is None else _eigen(cov, "cov")
         self._rx = None if cov_rx is None else _eigen(cov_rx, "cov_rx")
         self._tx = None if cov_tx is None else _eigen(cov_tx, "cov_tx")
-        self._last: tuple = (None, None)
-        self._modes: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self._modes = Kept()
 
     @property
     def white(self) -> bool:
@@ -73,33 +75,34 @@ class GaussianChannelPrior:
     def _full_basis(self, x: Tensor) -> tuple[Tensor, ...]:
         """Eigenvalues [Nr Nt] (real) and eigenvectors of the covariance of vec h, on x's device and dtype, kept."""
         assert self._full is not None
-        key = (x.shape[-2], x.shape[-1], x.dtype, x.device)
-        if key not in self._modes:
-            values, vectors = self._full
-            if len(values) != x.shape[-2] * x.shape[-1]:
-                raise ValueError(f"GaussianChannelPrior: cov is {len(values)}x{len(values)} but x is {tuple(x.shape)}")
-            self._modes[key] = ((self.var * values).to(x.device, x.real.dtype), vectors.to(x.device, x.dtype))
-        return self._modes[key]
+        values, vectors = self._full
+        if len(values) != x.shape[-2] * x.shape[-1]:
+            raise ValueError(f"GaussianChannelPrior: cov is {len(values)}x{len(values)} but x is {tuple(x.shape)}")
+        return self._modes.get(
+            (x.dtype, x.device),
+            x,
+            lambda: ((self.var * values).to(x.device, x.real.dtype), vectors.to(x.device, x.dtype)),
+        )
 
     def _basis(self, x: Tensor) -> tuple[Tensor, ...]:
         """Eigenvalue products [Nr,Nt] (real) and the two eigenvector matrices, on x's device and dtype, kept."""
-        key = (x.shape[-2], x.shape[-1], x.dtype, x.device)
-        if key not in self._modes:
-            sides = []
-            for side, n, name in ((self._rx, x.shape[-2], "cov_rx"), (self._tx, x.shape[-1], "cov_tx")):
-                values, vectors = side or (
-                    torch.ones(n, dtype=torch.float64, device="cpu"),
-                    torch.eye(n, dtype=torch.complex128, device="cpu"),
+        return self._modes.get((x.shape[-2:], x.dtype, x.device), x, lambda: self._sides(x))
+
+    def _sides(self, x: Tensor) -> tuple[Tensor, ...]:
+        sides = []
+        for side, n, name in ((self._rx, x.shape[-2], "cov_rx"), (self._tx, x.shape[-1], "cov_tx")):
+            values, vectors = side or (
+                torch.ones(n, dtype=torch.float64, device="cpu"),
+                torch.eye(n, dtype=torch.complex128, device="cpu"),
+            )
+            if len(values) != n:
+                raise ValueError(
+                    f"GaussianChannelPrior: {name} is {len(values)}x{len(values)} but x is {tuple(x.shape)}"
                 )
-                if len(values) != n:
-                    raise ValueError(
-                        f"GaussianChannelPrior: {name} is {len(values)}x{len(values)} but x is {tuple(x.shape)}"
-                    )
-                sides.append((values, vectors))
-            (lr, ur), (lt, ut) = sides
-            product = (self.var * lr[:, None] * lt[None, :]).to(x.device, x.real.dtype)
-            self._modes[key] = (product, ur.to(x.device, x.dtype), ut.to(x.device, x.dtype))
-        return self._modes[key]
+            sides.append((values, vectors))
+        (lr, ur), (lt, ut) = sides
+        product = (self.var * lr[:, None] * lt[None, :]).to(x.device, x.real.dtype)
+        return product, ur.to(x.device, x.dtype), ut.to(x.device, x.dtype)
 
     def _shrink(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | float]:
         """The denoised x, and its variance per entry: 0-d, [U] where sigma is, or a number."""
@@ -116,7 +119,7 @@ class GaussianChannelPrior:
                 weights = self.var / (self.var + noise)
                 return x * weights[:, None, None, None], weights * noise
             # a number costs one small op less than a tensor, but reading it from a GPU would synchronise
-            power = float(sigma) ** 2 if sigma.device.type == "cpu" else sigma * sigma
+            power = float(sigma) ** 2 if sigma.is_cpu and readable(sigma) else sigma * sigma
             weight = self.var / (self.var + power)
             return x * weight, weight * power
         modes, ur, ut = self._basis(x)
@@ -133,10 +136,7 @@ class GaussianChannelPrior:
         mean, var = self._shrink(x, sigma)
         shape = x.shape[:-3]
         if isinstance(var, float):
-            key = (var, shape, x.dtype)
-            if self._last[0] != key:  # one level lasts many calls
-                self._last = (key, torch.full(shape, var, dtype=x.real.dtype, device=x.device))
-            return mean, self._last[1]
+            return mean, torch.full(shape, var, dtype=x.real.dtype, device=x.device)
         return mean, var.to(x.real.dtype).expand(shape)
 
     def vjp(self, cotangent: Tensor, sigma: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..._kept import Kept
 from ...errors import require_extra
 
 
@@ -38,7 +39,7 @@ class GaussianMixturePrior:
             values,
             vectors,
         )
-        self._kept: dict[tuple, tuple[Tensor, ...]] = {}
+        self._cast = Kept()
 
     @classmethod
     def fit(cls, images: Tensor, components: int = 20, reg: float = 5e-3, seed: int = 0) -> "GaussianMixturePrior":
@@ -52,11 +53,8 @@ class GaussianMixturePrior:
     def _like(self, x: Tensor) -> tuple[Tensor, ...]:
         """Log weights, means, eigenvalues and eigenvectors on x's device and in its dtype, kept."""
         tables = self.log_weights, self.means, self.values, self.vectors
-        key = (x.dtype, x.device, *map(id, tables))
-        if key not in self._kept:
-            with torch.inference_mode(False):  # they serve later callers in any mode
-                self._kept = {key: tuple(t.to(x.device, x.dtype) for t in tables)}
-        return self._kept[key]
+        key = (x.dtype, x.device, *map(id, tables))  # the tables are kept too, so that nobody else gets their ids
+        return self._cast.get(key, x, lambda: (*(t.to(x.device, x.dtype) for t in tables), *tables))[:4]
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         noise = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square()

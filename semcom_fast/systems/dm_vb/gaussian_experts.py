@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._kept import Kept
+
 
 class GaussianExpert:
     r"""The best noise predictor for channels h ~ CN(mean, cov).
@@ -23,16 +25,17 @@ class GaussianExpert:
         self.values, self.vectors = values.clamp_min(0), vectors
         self.mean = mean.flatten().to(torch.complex128)
         self.alpha_bar = [float(a) for a in alpha_bar]
-        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+        self._cast = Kept()
 
     def __call__(self, h_t: Tensor, t: int) -> Tensor:
         """eps [B,Nr,Nt] of h_t [B,Nr,Nt], both complex, at step t in 1..T."""
-        key = (h_t.dtype, h_t.device)
-        if key not in self._cast:
-            basis = self.vectors.to(h_t)
-            self._cast[key] = (self.mean.to(h_t), basis.conj().resolve_conj(), basis.mT.contiguous())
-        mean, to_basis, back = self._cast[key]
+        mean, to_basis, back = self._cast.get((h_t.dtype, h_t.device), h_t, lambda: self._like(h_t))
         a = self.alpha_bar[t]
         gain = ((1 - a) ** 0.5 / (a * self.values + 1 - a)).to(h_t)
         rotated = (h_t.flatten(1) - a**0.5 * mean) @ to_basis
         return ((rotated * gain) @ back).reshape(h_t.shape)
+
+    def _like(self, h_t: Tensor) -> tuple[Tensor, ...]:
+        """The mean, and the ways into the eigenbasis and back, on h_t's device and in its dtype."""
+        basis = self.vectors.to(h_t)
+        return self.mean.to(h_t), basis.conj().resolve_conj(), basis.mT.contiguous()
