@@ -7,6 +7,7 @@ A kernel is judged by best torch's time over ours, which both runs measured roun
 whole changes nothing. With another torch that yardstick moves, and microseconds are compared instead.
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ def _line(v: Verdict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdicts; 1 when a row got slower and --fail-on-slower was given."""
-    parser = Parser(prog="semcom-fast bench compare", description=__doc__)
+    parser = Parser(
+        prog="semcom-fast bench compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("before", type=Path, help="CSV or JSON of an earlier run")
     parser.add_argument("after", type=Path, help="CSV or JSON of a later run")
     parser.add_argument("--by", choices=["auto", "ratio", "us"], default="auto", help="what to judge by (see above)")

@@ -137,7 +137,7 @@ def show(found: Limits) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Print the limits measured now; with --rows, plot each device's rows under the limits of their own run where the file
     (JSON) holds them, under those measured now on the same device and threads, else under what the rows imply."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="semcom-fast bench roofline", description=main.__doc__)
     parser.add_argument(
         "--rows", type=Path, nargs="+", default=[], help="files of `semcom-fast bench --csv` or `--json`"
     )

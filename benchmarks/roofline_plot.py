@@ -18,12 +18,13 @@ STEPS = [
 
 
 class Point(NamedTuple):
-    """One rotated row: operations per byte, then rates of ours and of best torch."""
+    """One rotated row: operations per byte, rates of ours and of best torch, and the ratio of their times."""
 
     name: str
     intensity: float
     ours: float  # GFLOP/s, or GB/s where no operations are counted
     torch: float
+    ratio: float  # the median over rounds, as the tables have it
     wide: bool  # double precision
 
 
@@ -33,15 +34,15 @@ def points(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Point], list[Point]]
     for r in rows:
         if r["cache"] != "rotated":
             continue
-        ours_us, torch_us, nbytes = (float(r[k]) for k in ("ours_us", "best_torch_us", "min_bytes"))
+        ours_us, torch_us, ratio, nbytes = (float(r[k]) for k in ("ours_us", "best_torch_us", "ratio", "min_bytes"))
         flops = float(r["gflop_per_s"] or 0) * ours_us * 1e3
         name, wide = f"{r['op']} {r['size']}", "128" in str(r.get("dtype", ""))
         if wide and "complex128" not in name:
             name += " complex128"
         if flops > 0:
-            counted.append(Point(name, flops / nbytes, flops / ours_us * 1e-3, flops / torch_us * 1e-3, wide))
+            counted.append(Point(name, flops / nbytes, flops / ours_us * 1e-3, flops / torch_us * 1e-3, ratio, wide))
         else:
-            moved.append(Point(name, 0.0, nbytes / ours_us * 1e-3, nbytes / torch_us * 1e-3, wide))
+            moved.append(Point(name, 0.0, nbytes / ours_us * 1e-3, nbytes / torch_us * 1e-3, ratio, wide))
     return counted, moved
 
 
@@ -82,7 +83,8 @@ def _ceilings(axes: Any, limits: "Limits", low: float, high: float) -> None:
     turn = math.degrees(math.atan2(y1 - y0, x1 - x0))
     for name, rate in _merged(bandwidths):
         style = {"rotation": turn, "rotation_mode": "anchor", "fontsize": 8, "color": CEILINGS[0], "va": "bottom"}
-        axes.text(low * 1.1, low * 1.1 * rate * 1.04, f"copy, {name}: {rate:.3g} GB/s", **style)
+        style |= {"bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6}, "zorder": 6}
+        axes.text(low * 1.1, low * 1.1 * rate * 1.12, f"copy, {name}: {rate:.3g} GB/s", **style)
     for name, rate in rates:
         style = {"lw": 2, "ls": "-"} if name == "cgemm" else {"lw": 1.2, "ls": "--"}
         axes.plot([rate / fastest, high], [rate, rate], color=PRODUCTS, zorder=1, **style)
@@ -149,7 +151,7 @@ def _key(axes: Any, shown: Sequence[Point], limits: "Limits") -> None:
     for number, p in enumerate(shown, 1):
         gemm = limits.zgemm_flops_per_s if p.wide and limits.zgemm_flops_per_s == limits.zgemm_flops_per_s else 0
         roof = min(p.intensity * limits.copy_bytes_per_s, gemm or limits.cgemm_flops_per_s) * 1e-9
-        lines.append(f"{number:3d} {100 * p.ours / roof:4.0f} %{p.ours / p.torch:7.1f}x  {p.name}")
+        lines.append(f"{number:3d} {100 * p.ours / roof:4.0f} %{p.ratio:7.1f}x  {p.name}")
     axes.text(0, 1, "\n".join(lines), family="monospace", fontsize=7.5, va="top", transform=axes.transAxes)
 
 
@@ -157,7 +159,8 @@ def _bandwidth_panel(axes: Any, moved: Sequence[Point], limits: "Limits") -> Non
     """Rows whose operations are not counted, against the copy."""
     copy = limits.copy_bytes_per_s * 1e-9
     axes.axvline(copy, color=CEILINGS[0], lw=2)
-    axes.text(copy, -1.0, f"copy {copy:.3g} GB/s", color=CEILINGS[0], fontsize=8, ha="center", va="bottom")
+    label = {"color": CEILINGS[0], "fontsize": 8, "ha": "center", "va": "center"}
+    axes.text(copy, -1.3, f"copy {copy:.3g} GB/s", bbox={"fc": "white", "ec": "none", "pad": 1.5}, **label)
     for y, p in enumerate(moved):
         axes.plot([p.torch, p.ours], [y, y], color="#c4c7c5", lw=0.8, zorder=2)
         axes.plot(p.torch, y, "o", ms=5, mfc="white", mec=TORCH, zorder=3)
@@ -187,7 +190,8 @@ def draw(rows: Sequence[Mapping[str, Any]], limits: "Limits", path: Path) -> Any
         _bandwidth_panel(figure.add_subplot(grid[1, :]), moved, limits)
     _roofline(top, counted, limits)
     first = rows[0] if rows else {}
-    where = ", ".join(str(first[k]) for k in ("device", "date", "commit") if first.get(k))
+    kinds = {k: sorted({str(r[k]) for r in rows if r.get(k)}) for k in ("device", "date", "commit")}
+    where = ", ".join(" ".join(found) for found in kinds.values() if found)
     threads = f"{first['threads']} threads of " if first.get("threads") else ""
     legend = "filled: semcom_fast, hollow: best torch (squares: double precision), inputs past the last cache"
     title = f"{threads}{where}\n{legend}"

@@ -324,7 +324,7 @@ def row(op, flops, us, torch_us, nbytes, dtype="complex64", cache="rotated"):
     return {
         "op": op, "size": "some size", "cache": cache, "dtype": dtype, "ours_us": str(us), "best_torch_us": str(torch_us),
         "min_bytes": str(nbytes), "gflop_per_s": str(rate), "cgemm_share": str(rate / 50), "copy_us": str(nbytes / 1e4),
-        "device": "a processor", "threads": "2",
+        "device": "a processor", "threads": "2", "ratio": str(torch_us / us),
     }  # fmt: skip
 
 

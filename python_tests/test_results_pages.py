@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "tools" / "results_table.py"
 RESULTS = ROOT / "benchmarks" / "results"
 pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the figures do not come with a source distribution")
-PAGES = [ROOT / name for name in ("README.md", "docs/performance.md", "docs/results.md")]
+PAGES = [ROOT / name for name in ("README.md", "docs/performance.md", "docs/results.md", "docs/api.md")]
 
 
 def _rows(name):

@@ -1,23 +1,25 @@
-"""Write the tables of README.md and docs/ from the committed CSV files, so that no figure there is typed by hand.
+"""Write the tables of README.md and docs/ from the committed CSV files, so that no figure there is typed by hand, and the
+lists of names from the package itself.
 
 A page holds a table between `<!-- table: NAME -->` and `<!-- end of NAME -->`.
 
 python tools/results_table.py           rewrite the pages
-python tools/results_table.py --check   exit 1 when a page differs from the CSV files
+python tools/results_table.py --check   exit 1 when a page differs from its sources
 """
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for benchmarks.targets
+sys.path.insert(0, str(ROOT))  # for benchmarks.targets and the package
 
-from results_tables import grid, kernels, loops, systems  # noqa: E402
+from results_tables import grid, kernels, loops, names, systems  # noqa: E402
 
-PAGES = ("README.md", "docs/performance.md", "docs/results.md")
+PAGES = ("README.md", "docs/performance.md", "docs/results.md", "docs/api.md")
 TABLES: dict[str, Callable[[], list[str]]] = {
     "digits": systems.receiver,
     "photographs": systems.photographs,
@@ -35,6 +37,9 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "crossover": grid.crossover,
     "loops": loops.loops,
     "estimator loop": loops.estimator_loop,
+    "functions": names.of("semcom_fast", inspect.isfunction),
+    "classes": names.of("semcom_fast", inspect.isclass),
+    **{part: names.of(f"semcom_fast.{part}") for part in ("receivers", "links", "baselines", "data")},
 }
 PLACE = re.compile(r"<!-- table: (?P<name>[^>]+?) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
 

@@ -13,11 +13,13 @@ struct precoder {
   using R = regularised<T, S>;
   rzf_args& a;
   const units u;
-  const scratch<double> partial;  // energy of every unit
-  bool at_once = false;           // scale an item with its last unit
+  scratch<double> partial;  // energy of every unit
+  bool at_once = false;     // scale an item with its last unit
 
-  explicit precoder(rzf_args& args, int width = R::W)
-      : a(args), u(args.n, args.items, args.k * args.m, width), partial(args.scale > 0 ? args.items * u.chunks : 0) {}
+  explicit precoder(rzf_args& args, int width = R::W) : a(args), u(args.n, args.items, args.k * args.m, width) {}
+  void prepare() {
+    if (a.scale > 0) partial.allocate(a.items * u.chunks);
+  }
 
   // The tail takes channels whose right-hand sides and results cost more to transpose than it does; sizes alone decide.
   static bool many_columns(const rzf_args& a) { return !a.rows && a.t >= 8 && (a.m_form ? a.k : a.m) * a.t >= 192; }
@@ -78,7 +80,7 @@ struct precoder {
     double e = 0;
     for (int64_t c = 0; c < u.chunks; ++c) e += partial[item * u.chunks + c];
     a.norm[item] = __builtin_sqrt(e);
-    const auto scaled = power_scale<T>::of(a.scale, e);
+    const auto scaled = power_scale<T>::of(a.scale, a.norm[item]);
     T* x = static_cast<T*>(a.out_x);
     for (int64_t j = u.begin(unit) * mt; j < u.end(unit) * mt; ++j) x[j] = scaled(x[j]);
   }
@@ -96,6 +98,7 @@ struct precoder {
   void operator()() {
     if constexpr (N == 4 && S == 0)
       if (problem<N>::serves(a)) return precoder<T, N>(a).template operator()<N>();
+    prepare();
     const bool tails = many_columns(a), vectors = side_by_side(a, R::W);
     at_once = a.scale > 0 && a.items >= 4 && !vectors;  // an item's result is scaled while it is still in cache
     const auto solve_units = [&](int64_t b, int64_t e) {
@@ -124,7 +127,7 @@ struct precoder_vjp {
 
   explicit precoder_vjp(rzf_args& args) : a(args), u(args.n, args.items, args.k * args.m, R::W) {}
 
-  // Re<x, g> over a unit: with x already scaled, d(unscaled) = c (g - x Re<x, g>/scale^2), c = scale/norm.
+  // Re<x, g> over a unit, of the scaled x: for power_slope.
   double dot(int64_t unit) const {
     const T *x = static_cast<const T*>(a.x), *g = static_cast<const T*>(a.g);
     const int64_t mt = 2 * a.m * a.t, end = u.end(unit) * mt;
@@ -134,7 +137,7 @@ struct precoder_vjp {
   }
 
   template <int N>
-  void backward(R& w, int64_t begin, int64_t end, T c, T along) const {
+  void backward(R& w, int64_t begin, int64_t end, const power_slope<T>& slope) const {
     const int64_t mt = 2 * a.m * a.t, kt = 2 * a.k * a.t, km = 2 * a.k * a.m;
     for (int64_t i = begin; i < end; i += R::W) {
       const int count = end - i < R::W ? int(end - i) : R::W;
@@ -146,7 +149,7 @@ struct precoder_vjp {
         w.read(a.g, w.m, i, count, w.g);
         if (a.scale > 0) {
           w.read(a.x, w.m, i, count, w.x);
-          for (int64_t j = 0; j < w.m * w.t; ++j) w.g[j] = (w.g[j] - w.x[j] * P(along)) * P(c);
+          for (int64_t j = 0; j < w.m * w.t; ++j) w.g[j] = {slope(w.g[j].re, w.x[j].re), slope(w.g[j].im, w.x[j].im)};
         }
         silence(w);
         w.template solve_lanes<N>(vjp_job());
@@ -199,14 +202,14 @@ struct precoder_vjp {
     parallel_for(a.pool, n_units, 1, [&](int64_t b, int64_t e) {
       R w(a);
       for (; b < e; ++b) {
-        T c(1), along(0);
+        auto slope = power_slope<T>::none();
         if (a.scale > 0) {
           const int64_t item = b / u.chunks;
           double sum = 0;
           for (int64_t j = 0; j < u.chunks; ++j) sum += partial[item * u.chunks + j];
-          c = a.norm[item] > 0 ? T(a.scale / a.norm[item]) : T(0), along = T(sum / (a.scale * a.scale));
+          slope = power_slope<T>::of(a.scale, a.norm[item], sum);
         }
-        backward<N>(w, u.begin(b), u.end(b), c, along);
+        backward<N>(w, u.begin(b), u.end(b), slope);
       }
     });
   }
@@ -228,6 +231,7 @@ struct column_precoder : precoder<T> {
     solve_or_leave(begin, end, [&](int64_t i) { return w.solve(i); }, [&](int64_t i, int64_t j) { in_lanes(i, j); });
   }
   void operator()() {
+    this->prepare();
     parallel_for(a.pool, a.items * u.chunks, 1, [&](int64_t b, int64_t e) {
       solve_range(u.begin(b), u.end(e - 1));
       for (; a.scale > 0 && b < e; ++b) this->close(b, this->energy_of(b));

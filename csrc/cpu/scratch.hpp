@@ -18,6 +18,7 @@ class scratch {
   }
   ~scratch() { free(memory); }
   scratch(const scratch&) = delete;
+  scratch& operator=(const scratch&) = delete;
   operator T*() const { return memory; }
 
   // Kernels have no way back from here: threads of torch's pool are under way.

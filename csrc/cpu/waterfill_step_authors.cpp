@@ -114,10 +114,9 @@ bool authors_item(const waterfill_args& a, int64_t b) {
       good = row.run(w, buffer, i, symbols - i < symbol_run ? symbols - i : symbol_run, energy) && good;
   }
   if (!a.renorm) return good;
-  const auto unit = power_scale<T>::of(__builtin_sqrt(double(size)), energy);
-  const native<T> first(unit.first), second(unit.second);
+  const auto unit = power_scale<T>::of(__builtin_sqrt(double(size)), __builtin_sqrt(energy));
   T* out = static_cast<T*>(a.out) + b * size;
-  each_pack<T>(size, [&](int64_t i, int m) SF_LAMBDA { put(out + i, get(out + i, m) * first * second, m); });
+  each_pack<T>(size, [&](int64_t i, int m) SF_LAMBDA { put(out + i, unit(get(out + i, m)), m); });
   return good && energy > 0 && energy <= largest(0.0);
 }
 

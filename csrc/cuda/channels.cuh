@@ -1,6 +1,7 @@
 // What the kernels of rzf_precode, its vector-Jacobian product and lmmse_equalise share, for threads (rzf_lanes.cuh)
 // and for teams (rzf_teams.cuh): typed arguments, units of work, and the rule for channels without inverse.
 #pragma once
+#include "../common/power_scale.hpp"
 #include "../common/small_matrix.hpp"
 #include "cta.cuh"
 
@@ -144,13 +145,9 @@ SF_HD void sum_partials(const Cta& cta, double* part, const double* from, int32_
   sum_threads(cta, part);
 }
 
-// What the adjoint of the power normalisation does to the gradient g of the scaled x: c (g - along x).
 template <class T>
-struct power_slope {
-  T c, along;
-  SF_HD wide<T, 1> operator()(wide<T, 1> g, wide<T, 1> x) const {
-    return {{{(g.c[0].re - x.c[0].re * along) * c, (g.c[0].im - x.c[0].im * along) * c}}};
-  }
-};
+SF_HD wide<T, 1> sloped(const power_slope<T>& power, wide<T, 1> g, wide<T, 1> x) {
+  return {{{power(g.c[0].re, x.c[0].re), power(g.c[0].im, x.c[0].im)}}};
+}
 
 }  // namespace sf::cuda

@@ -1,7 +1,6 @@
 // The power normalisation around rzf_precode: the second pass of the forward call (energies of the units of an item ->
 // one scale), and the first of the backward call (Re<x, g> of an item, in parts).
 #pragma once
-#include "../common/power_scale.hpp"
 #include "channels.cuh"
 
 namespace sf::cuda {
@@ -46,9 +45,9 @@ struct scale_power {
     double* part = reinterpret_cast<double*>(cta.shared());
     sum_partials(cta, part, partial + at.item * units, units);
     cta.last([&](thread_place w) {
-      const double energy = summed(part, cta.threads());
-      const auto scaled = power_scale<T>::of(scale, energy);
-      if (at.segment == 0 && w.id == 0) norm[at.item] = __builtin_sqrt(energy);
+      const double root = __builtin_sqrt(summed(part, cta.threads()));
+      const auto scaled = power_scale<T>::of(scale, root);
+      if (at.segment == 0 && w.id == 0) norm[at.item] = root;
       by.pairs ? multiply<2>(cta.threads(), w, at, scaled) : multiply<1>(cta.threads(), w, at, scaled);
     });
   }

@@ -164,11 +164,10 @@ struct vjp_lanes {
     const slice at = v.at(cta.index());
     const memory m = work.in(cta.shared());
     auto regs = cta.template registers<state>();
-    power_slope<T> power{T(1), T(0)};
+    auto power = power_slope<T>::none();
     if (v.scale > 0) {
       sum_partials(cta, m.part, v.partial + at.item * v.dots, v.dots);
-      const double norm = v.norm[at.item];
-      power = {norm > 0 ? T(v.scale / norm) : T(0), T(summed(m.part, work.threads) / (v.scale * v.scale))};
+      power = power_slope<T>::of(v.scale, v.norm[at.item], summed(m.part, work.threads));
     }
     for (int32_t t0 = 0; t0 < v.t; t0 += work.chunk) {
       const int32_t tc = least(work.chunk, v.t - t0);
@@ -242,7 +241,7 @@ struct vjp_lanes {
     entry *s = slot + work.at.s + t * v.at_t(v.k), *g = slot + work.at.g + t * v.at_t(v.m),
           *x = slot + work.at.x + t * v.at_t(v.m);
     bool silent = z.silent;
-    for (int i = 0; v.scale > 0 && i < v.m; ++i) g[i * step] = power(g[i * step], x[i * step]);
+    for (int i = 0; v.scale > 0 && i < v.m; ++i) g[i * step] = sloped(power, g[i * step], x[i * step]);
     if (!v.s)
       for (int i = 0; i < v.k; ++i) s[i * step] = {{{T(i == t0 + t), T(0)}}};
     else if (v.rows)

@@ -24,7 +24,7 @@ struct team_inputs {
   SF_HD cx<Q> gradient(int32_t m, int32_t t) const {
     const int64_t e = channel * v.m * v.t + m * v.at_i(v.t) + (t0 + t) * v.at_t(v.m);
     if (!heard(t)) return {Q(0), Q(0)};
-    return number<Q>(v.scale > 0 ? power(v.g[e], v.x[e]) : v.g[e]);
+    return number<Q>(v.scale > 0 ? sloped(power, v.g[e], v.x[e]) : v.g[e]);
   }
   // Bits of the right-hand sides in which thread p of `lanes` finds a symbol that is not finite
   SF_HD uint32_t spoilt(int32_t p, int32_t lanes, int32_t tc) const {
@@ -163,12 +163,10 @@ struct vjp_team {
     double* part = team.parts(cta.shared());
     for (int64_t unit = cta.index(); unit < team.v.units; unit += team.ctas) {
       const slice where = team.v.at(unit);
-      power_slope<T> power{T(1), T(0)};
+      auto power = power_slope<T>::none();
       if (team.v.scale > 0) {
         sum_partials(cta, part, team.v.partial + where.item * team.v.dots, team.v.dots);
-        const double norm = team.v.norm[where.item];
-        power = {norm > 0 ? T(team.v.scale / norm) : T(0),
-                 T(summed(part, team.threads) / (team.v.scale * team.v.scale))};
+        power = power_slope<T>::of(team.v.scale, team.v.norm[where.item], summed(part, team.threads));
       }
       team.unit(cta, where, regs, with_power{*this, power});
       cta.phase([&](thread_place t) { part[t.id] = regs[t.id].sum; });

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sf_testing import draw, within
 
+from semcom_fast import SingularChannelError
 from semcom_fast.baselines import gaussian_pilots, lmmse_pilot_channel, orthogonal_pilots, pilot_lmmse_nmse
 from semcom_fast.links import channel_nmse, draw_channel, noise_var_from_snr_db, to_db, transmit
 
@@ -73,3 +74,16 @@ def test_noise_variance_per_item_and_bad_shapes():
         lmmse_pilot_channel(y[..., :7], x, 0.1)
     with pytest.raises(ValueError, match="at least 4 slots"):
         orthogonal_pilots(2, 2, 3)
+
+
+def test_pilots_without_rank_are_named():
+    """At noise_var = 0 equal pilots in one block are an error with its index; fewer than streams give the limit."""
+    y, x = draw(2, 3, 4, 5), draw(2, 2, 3, 2, 5, seed=1)
+    lmmse_pilot_channel(y, x, 0.0)
+    few = y[..., :3].contiguous(), x[..., :3].contiguous()
+    limit = lmmse_pilot_channel(*few, 1e-9)
+    within(lmmse_pilot_channel(*few, 0.0), limit, 1e-6 * limit.abs().max(), "few pilots")
+    x[1, 1, 2] = x[1, 0, 2]
+    with pytest.raises(SingularChannelError, match=r"^lmmse_pilot_channel: 1 of 6 .*\(1, 2\)") as caught:
+        lmmse_pilot_channel(y, x, 0.0)
+    assert caught.value.index == (1, 2)

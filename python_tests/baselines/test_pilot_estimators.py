@@ -70,7 +70,7 @@ def test_rls_is_the_definition_in_single_precision() -> None:
 def test_rls_of_noiseless_full_pilots_is_the_channel() -> None:
     h, p = draw(2, 4, 6, seed=3), _qpsk(6, 9, seed=4)
     torch.testing.assert_close(rls_channel(h @ p, p, 0.0), h, rtol=1e-11, atol=1e-11)
-    with pytest.raises(SingularChannelError):
+    with pytest.raises(SingularChannelError, match=r"^rls_channel: "):
         rls_channel(h @ p[:, :3], p[:, :3].repeat(1, 1) * 0, 0.0)
 
 

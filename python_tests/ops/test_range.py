@@ -100,7 +100,8 @@ def test_authors_step_from_no_noise(base):
                 out += sf.waterfill_step_authors(f, g, d, x0, 0.0, beta_s, base=base, noise=noise)
         for a, b in zip(got, want, strict=True):
             within(a, b, 20 * unit(torch.float32) * b.abs().max(), f"to {beta_s}")
-    same_bits(got[0], f, "nothing moves")
+        if beta_s:
+            same_bits(got[0], f, "nothing moves")
 
 
 @backends

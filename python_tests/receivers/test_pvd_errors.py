@@ -120,6 +120,14 @@ def test_power_constraint(factor, fine):
         scaled.run(_signal(), 0.05)
 
 
+def test_encoders_that_give_no_tensor():
+    """power_normalise gives the norms too: an encoder that passes both on is told so."""
+    with pytest.raises(
+        TypeError, match=r"an encoder must give a tensor, got tuple; sf.power_normalise gives \(x, \|x\|\)"
+    ):
+        _pvd(lambda d: sf.power_normalise(ENCODER(d))).run(_signal(), 0.05)
+
+
 def test_power_constraint_names_the_item():
     """Only one image's codeword is wrong: that one is named, with its ratio of energies."""
     gains = torch.tensor([1.0, 1.0, 2.0, 1.0]).reshape(4, 1, 1, 1, 1)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..links import channel_nmse, transmit
 from ..links.block_fading import variances
-from ..ops import philox_normal
+from ..ops import lmmse_channel, philox_normal
+from .rls import named
 
 _PILOT_STEP = 2  # block_fading draws channels with step 0 and noise with step 1 of the same stream
 
@@ -29,6 +30,9 @@ def lmmse_pilot_channel(y: Tensor, x: Tensor, noise_var: float | Tensor, *, chan
     Returns:
         h_hat [B,U,K,Nr,Nt].
 
+    Raises:
+        ValueError: shapes disagree. SingularChannelError: pilots without full rank at noise_var = 0, or not finite.
+
     Source: the LMMSE baseline of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", Table I.
     """
     if x.ndim != 5 or y.ndim != 4 or y.shape[-1] != x.shape[-1]:
@@ -36,10 +40,8 @@ def lmmse_pilot_channel(y: Tensor, x: Tensor, noise_var: float | Tensor, *, chan
     users, nt = x.shape[1], x.shape[3]
     stacked = x.transpose(1, 2).flatten(2, 3)  # [B,K,M,Np]
     load = variances("lmmse_pilot_channel", "noise_var", noise_var).to(y.device, y.real.dtype) / channel_var
-    gram = stacked @ stacked.mH
-    gram = gram + load.reshape(load.shape + (1,) * (4 - load.ndim)) * torch.eye(users * nt, device=y.device)
-    # Hhat gram = Y X^H with gram Hermitian: solve for the adjoint instead of inverting.
-    h = torch.linalg.solve(gram, stacked @ y.mH).mH  # [B,K,Nr,M]
+    with named("lmmse_pilot_channel"):
+        h = lmmse_channel(y, stacked, load)  # [B,K,Nr,M]
     return h.unflatten(-1, (users, nt)).movedim(-2, 1)
 
 

@@ -1,7 +1,11 @@
 """Regularised least-squares channel estimates: nothing is assumed of the channel but its power."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
+from ..errors import SingularChannelError
 from ..ops._checks import non_finite_row, readable
 from ..ops.lmmse_channel import lmmse_channel
 
@@ -20,6 +24,17 @@ def check_pilot_link(name: str, y: Tensor, pilots: Tensor) -> None:
         channel = non_finite_row(y)
         if channel is not None:
             raise ValueError(f"{name}: y of channel {channel} holds NaN or Inf")
+
+
+@contextmanager
+def named(estimator: str) -> Iterator[None]:
+    """Errors of `lmmse_channel` in the name of the estimator that calls it."""
+    try:
+        yield
+    except SingularChannelError as err:
+        raise SingularChannelError(str(err).replace("lmmse_channel", estimator, 1), err.count, err.index) from None
+    except ValueError as err:
+        raise ValueError(str(err).replace("lmmse_channel", estimator, 1)) from None
 
 
 def rls_channel(y: Tensor, pilots: Tensor, noise_var: float | Tensor) -> Tensor:
@@ -47,6 +62,7 @@ def rls_channel(y: Tensor, pilots: Tensor, noise_var: float | Tensor) -> Tensor:
     Inference", eq. (42).
     """
     check_pilot_link("rls_channel", y, pilots)
-    if pilots.ndim == 2 and not (isinstance(noise_var, Tensor) and noise_var.ndim):
-        return lmmse_channel(y.reshape(-1, y.shape[-1]), pilots, noise_var).unflatten(0, y.shape[:2])
-    return lmmse_channel(y, pilots.expand(y.shape[0], *pilots.shape[-2:]), noise_var)
+    with named("rls_channel"):
+        if pilots.ndim == 2 and not (isinstance(noise_var, Tensor) and noise_var.ndim):
+            return lmmse_channel(y.reshape(-1, y.shape[-1]), pilots, noise_var).unflatten(0, y.shape[:2])
+        return lmmse_channel(y, pilots.expand(y.shape[0], *pilots.shape[-2:]), noise_var)

@@ -54,7 +54,7 @@ def ssim(images: Tensor, recovered: Tensor, *, low: float = -1.0, high: float = 
 
     The standard setting: Gaussian window of 11x11 and standard deviation 1.5, K1 = 0.01, K2 = 0.03, means over the
     window positions that lie inside the image and over channels. Recovered values are clamped to the scale first.
-    (Five-scale MS-SSIM needs images of more than 160 pixels.)
+    (Five-scale MS-SSIM needs images of at least 176 pixels.)
 
     Raises:
         ValueError: images smaller than the window.

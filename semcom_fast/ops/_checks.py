@@ -14,6 +14,7 @@ from torch import Tensor
 REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 ANY = REAL + COMPLEX
+NUMBERS = (int, float, np.integer, np.floating)  # what is a number, in types; NumPy's complex ones are not
 
 
 def real_dtype(t: Tensor) -> torch.dtype:
@@ -192,13 +193,13 @@ def positive_level(op: str, name: str, value: Any) -> None:
     """A number must be finite and > 0; tensors are checked inside the kernels."""
     if isinstance(value, np.number) and torch.compiler.is_compiling():
         return  # a symbol, whose value is not known
-    if isinstance(value, (int, float, np.number)) and not 0 < value < math.inf:
+    if isinstance(value, NUMBERS) and not 0 < value < math.inf:
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
 
 
 def number(op: str, name: str, value: Any) -> float:
     """A number that no tensor can stand for: it has no gradient, and reading it would make a GPU's host wait."""
-    if not isinstance(value, (int, float, np.number)) or isinstance(value, np.complexfloating):
+    if not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     return float(value)
 

@@ -11,7 +11,7 @@ from . import _checks
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating))
+    return isinstance(value, _checks.NUMBERS)
 
 
 def plain_number(level: Level | None) -> Level | None:

@@ -8,6 +8,7 @@ the same kernel, backward and jvp. Forward mode is refused where torch would dro
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -25,16 +26,16 @@ _functorch_level = torch._C._functorch.maybe_current_level
 _modes_active = torch._C._len_torch_dispatch_stack
 _jit_trace = torch._C._get_tracing_state
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
-_BATCHED: list[None] = []  # an entry per backward pass under way whose gradients are batched (`is_grads_batched`)
+_BATCHED: list[int] = []  # threads in a backward pass whose gradients are batched (`is_grads_batched`), to any depth
 
 
 @contextmanager
 def _batched() -> Iterator[None]:
-    _BATCHED.append(None)
+    _BATCHED.append(get_ident())
     try:
         yield
     finally:
-        _BATCHED.pop()
+        _BATCHED.remove(get_ident())
 
 
 def _save(ctx: Any, args: Sequence[Any], out: Any) -> None:
@@ -116,7 +117,9 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """Route a call: see the module docstring."""
-        if is_compiling() or _jit_trace() is not None or _BATCHED:  # which see torch's own calls alone
+        if is_compiling() or _jit_trace() is not None:  # which records torch's own calls alone
+            return self._traced(args)
+        if _BATCHED and get_ident() in _BATCHED:  # torch cuts what it has batched for its own calls
             return self._traced(args)
         if _functorch_level() is not None:
             return self._functorch.apply(*args)

@@ -181,9 +181,10 @@ def cdl_channels(
         profile: "A" .. "E", or "CDL-A" .. "CDL-E". D and E have a specular path.
         batch: number of channels.
         nr, nt: antennas of the user (rows) and of the base station (columns); downlink.
-        delay_spread: RMS delay spread in seconds, >= 0.
-        carrier_frequency: Hz; matters only with `spacing`.
-        frequency: offset of the subcarrier from the carrier in Hz; a tensor [F] gives [batch,F,nr,nt].
+        delay_spread: RMS delay spread in seconds, >= 0; 30 ns by default.
+        carrier_frequency: Hz, 40 GHz by default; matters only with `spacing`.
+        frequency: offset of the subcarrier from the carrier in Hz; by default that of the first of 300 subcarriers 15 kHz
+            apart, -2.25 MHz, not the carrier itself. A tensor [F] gives [batch,F,nr,nt].
         array: "horizontal" (along y) or "vertical" (along z, first element on top).
         spacing: between elements in metres (default half a wavelength of the carrier).
         los_phase: phase of the specular path: "fixed" (0 in every channel) or "random".

@@ -74,8 +74,9 @@ def _reference(h, s, alpha, rows, m_form, mode, refuse, power, items, want_info,
     x, info = _solve(h, s, alpha, rows, m_form, mode, refuse)
     _regularised.raise_flagged(info, mode)
     norm = x.new_empty(0, dtype=torch.float64)
-    if power and x.numel():
-        _scale(x, power, items)  # refuses what the dtype cannot hold
+    if power:
+        if x.numel():
+            _scale(x, power, items)  # refuses what the dtype cannot hold
         x, norm = _power(x, power, items)
     return x, norm, info if want_info else info[:0].clone()
 
@@ -212,7 +213,8 @@ def rzf_precode(
         alpha: the whole regulariser (:math:`\alpha \ge 0`, units of \|h\|^2): a number, a 0-d tensor, or a tensor
             aligned from the left with the leading dimensions ([B], [B,F], ..., sizes 1 or equal).
         power: mean \|x\|^2 per antenna entry, P > 0; None leaves x unscaled. All-zero groups stay zero; a
-            group whose energy passes float64 (entries beyond 1e150) is NaN.
+            group whose energy passes float64 (entries beyond 1e150) is NaN, and gradients through a scale that the
+            dtype cannot hold (entries near its smallest number) are not finite.
         power_dims: how many of the last leading dimensions share one scale (default: all but the first).
         on_singular: a channel without inverse (only possible at alpha = 0, or with NaN or Inf in h) is an error with
             "raise" (default on the CPU), x = 0 with "flag" (default on CUDA: no synchronisation), and with "pinv" the

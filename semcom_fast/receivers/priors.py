@@ -137,7 +137,7 @@ class GaussianChannelPrior:
         shape = x.shape[:-3]
         if isinstance(var, float):
             return mean, torch.full(shape, var, dtype=x.real.dtype, device=x.device)
-        return mean, var.to(x.real.dtype).expand(shape)
+        return mean, var.to(x.device, x.real.dtype).expand(shape)
 
     def vjp(self, cotangent: Tensor, sigma: Tensor) -> Tensor:
         """The (self-adjoint, linear) map applied to a cotangent."""

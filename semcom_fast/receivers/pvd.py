@@ -84,7 +84,7 @@ class PVD:
                              f"{tuple(y.shape)}; it gave {tuple(x.shape)}")  # fmt: skip
         if x.dtype is not y.dtype or x.device != y.device:
             low = x.dtype in (torch.complex32, torch.bfloat16, torch.float16)
-            hint = "; end it with .to(torch.float32) and sf.power_normalise" if low else ""
+            hint = "; end it with .to(torch.float32) and sf.power_normalise(x)[0]" if low else ""
             raise TypeError(f"PVD: y is {y.dtype} on {y.device} but the encoder gave {x.dtype} on {x.device}{hint}")
         if x.device.type != "cpu":
             return  # reading the energies would synchronise; the ops flag what matters
@@ -93,7 +93,7 @@ class PVD:
         if bool(off.any()):
             b, u = (int(v) for v in off.nonzero()[0])
             raise ValueError(f"PVD: the encoder breaks the power constraint |x|^2 = P*K*Nt*T: item {b}, user {u} has "
-                             f"{float(energy[b, u]):.4g} times that; end it with sf.power_normalise")  # fmt: skip
+                             f"{float(energy[b, u]):.4g} times that; end it with sf.power_normalise(x)[0]")  # fmt: skip
 
     def _check_input(self, y: Tensor, noise_var: float | Tensor, restarts: int) -> None:
         if not isinstance(y, Tensor) or y.dtype not in COMPLEX:

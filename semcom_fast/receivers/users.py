@@ -68,8 +68,16 @@ class ParallelEncoder:
 
     def __call__(self, d: Tensor) -> Tensor:
         if self._each is None:
-            return self._all(d)  # type: ignore[operator]
-        return torch.stack([f(d[:, u]) for u, f in enumerate(self._each)], 1)
+            return _codeword(self._all(d))  # type: ignore[operator]
+        return torch.stack([_codeword(f(d[:, u])) for u, f in enumerate(self._each)], 1)
+
+
+def _codeword(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"PVD: an encoder must give a tensor, got {type(x).__name__}; sf.power_normalise gives (x, |x|), so take its [0]"
+        )
+    return x
 
 
 class ParallelDenoiser:

@@ -130,7 +130,7 @@ class WaterfillConfig:
     def preset(cls, name: str, **overrides: Any) -> "WaterfillConfig":
         """A named set of options, with some replaced: "paper", "authors_scalar" (the published sampler with one level
         per batch) or "authors_per_sample" (the one its inference script uses). Both authors_* need one level per image;
-        for their fast-fading step override solver="ddim"."""
+        for their fast-fading step override solver="ddim" (and one_level=False in "authors_scalar")."""
         if name not in PRESETS:
             raise ValueError(f"WaterfillConfig: unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
         return replace(cls(**PRESETS[name]), **overrides)

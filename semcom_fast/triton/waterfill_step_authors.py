@@ -59,8 +59,11 @@ def _own_ddim(own, low, root_low, root_rest):
 
 @triton.jit
 def _finish(value, total, count, REAL: tl.constexpr):
-    """The row at unit root mean square."""
-    return value * (1.0 / tl.sqrt(total / count)).to(REAL)
+    """The row at unit root mean square, by a factor in two parts as in csrc/common/power_scale.hpp."""
+    norm = tl.sqrt(total)
+    factor = tl.where(norm <= 1.7976931348623157e308, tl.sqrt(count) / norm, float("nan"))
+    first = tl.minimum(tl.maximum(factor, 2.0**-100), 2.0**100)
+    return value * first.to(REAL) * (factor / first).to(REAL)
 
 
 @triton.jit(

@@ -148,7 +148,7 @@ def downlink() -> list[str]:
     return [
         f"MU-MIMO OFDM downlink, Nf = {r['subcarriers']}, {r['images']} held-out photo crops, {r['seeds']} seeds of "
         f"channel and noise (± standard error over them), commit {r['commit']}. Small networks trained for "
-        "minutes on one core on crops of 18 photographs; not the paper's CIFAR-10 figures:",
+        "at most two hours on one core on crops of 18 photographs; not the paper's CIFAR-10 figures:",
         "",
         *table(head, out),
     ]

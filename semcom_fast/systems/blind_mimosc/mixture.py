@@ -39,7 +39,7 @@ class GaussianMixturePrior:
             values,
             vectors,
         )
-        self._cast = Kept()
+        self._cast_of, self._cast = (self.log_weights, self.means, self.values, self.vectors), Kept()
 
     @classmethod
     def fit(cls, images: Tensor, components: int = 20, reg: float = 5e-3, seed: int = 0) -> "GaussianMixturePrior":
@@ -53,8 +53,9 @@ class GaussianMixturePrior:
     def _like(self, x: Tensor) -> tuple[Tensor, ...]:
         """Log weights, means, eigenvalues and eigenvectors on x's device and in its dtype, kept."""
         tables = self.log_weights, self.means, self.values, self.vectors
-        key = (x.dtype, x.device, *map(id, tables))  # the tables are kept too, so that nobody else gets their ids
-        return self._cast.get(key, x, lambda: (*(t.to(x.device, x.dtype) for t in tables), *tables))[:4]
+        if any(a is not b for a, b in zip(tables, self._cast_of, strict=True)):  # somebody set other ones
+            self._cast_of, self._cast = tables, Kept()
+        return self._cast.get((x.dtype, x.device), x, lambda: tuple(t.to(x.device, x.dtype) for t in tables))
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         noise = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).square()
