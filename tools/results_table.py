@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "channel priors": systems.channel_priors,
     "oracle": systems.oracle,
     "downlink": systems.downlink,
+    "downlink sizes": systems.downlink_sizes,
     "denoising": systems.denoising,
     "estimation": systems.estimation,
     "kernels": kernels.with_targets,

@@ -5,6 +5,7 @@ from .gaussian_mixture import GaussianEstimator, GaussianMixtureEstimator, Momen
 from .langevin import diffusion_score, langevin_channel
 from .lasso import LassoInfo, lasso_channel
 from .lmmse import gaussian_pilots, lmmse_pilot_channel, oracle_lmmse_channel, orthogonal_pilots, pilot_lmmse_nmse
+from .marginal import log_marginal
 from .rls import rls_channel
 from .wiener import WienerDenoiser
 
@@ -20,6 +21,7 @@ __all__ = [
     "langevin_channel",
     "lasso_channel",
     "lmmse_pilot_channel",
+    "log_marginal",
     "oracle_lmmse_channel",
     "orthogonal_pilots",
     "pilot_lmmse_nmse",

@@ -154,6 +154,25 @@ def downlink() -> list[str]:
     ]
 
 
+def downlink_sizes() -> list[str]:
+    """Parameters of the MU-MIMO networks, counted on the networks themselves."""
+    from semcom_fast.systems.mu_mimo.system import MuMimoSystem, SystemConfig, keras_count
+
+    rows = []
+    for variant, sizes in (("full", (32, 64, 128)), ("no-pilot", (128,)), ("rzf", (128,)), ("djscc", (128,))):
+        for n in sizes:
+            system = MuMimoSystem(SystemConfig(variant, n))
+            network = system.precoder.network
+            counts = [keras_count(m) if m is not None else 0 for m in (system.encoder, network, system.decoder)]
+            rows.append([variant, str(n), *(f"{c:,}" for c in (*counts, sum(counts)))])
+    return [
+        "Parameters, counted as Keras does (moving statistics included), as the paper's Table III is. The closed-form "
+        "precoder has one, the factor of its regulariser:",
+        "",
+        *table(["variant", "Nf", "encoder", "precoder network", "decoder", "sum"], rows),
+    ]
+
+
 def denoising() -> list[str]:
     """SGD-JSCC: paired gains on held-out photo crops, then what each receiver reaches."""
     gains = [

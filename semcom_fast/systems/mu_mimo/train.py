@@ -40,6 +40,7 @@ class TrainSettings:
 
     Attributes:
         variant: one of VARIANTS but "zf", which has no weights of its own.
+        batch: grids of one image per user in a step; 16 keeps a training within an hour on a CPU, the paper has 64.
         images: a name of IMAGE_SETS, then the folder for cifar10 and folder.
         bf16: convolutions in bfloat16; None where the processor has instructions for it.
         weights: the system a head is trained for; None means those shipped.

@@ -51,7 +51,8 @@ class ReceiverConfig:
         negative: caption of the unconditional prediction.
         step_style: "continuous" starts at the channel's level itself; "discrete", one of the published code's variants,
             at the nearest of Stable Diffusion's thousand levels, averaged over the batch. Needs one level per image.
-        rescale: bring the latent to unit RMS before it is decoded, as the paper does; False after the linear denoiser,
+        rescale: bring the latent to unit RMS before it is decoded, as the authors' published code
+            does (the paper does not; the shipped codec was trained with it); False after the linear denoiser,
             whose estimates are decoded better as they are.
         bf16: networks of the diffusion in bfloat16.
     """
