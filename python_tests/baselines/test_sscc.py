@@ -166,6 +166,21 @@ def test_more_noise_more_block_errors(link):
     assert errors(-6) > errors(1) > errors(20) and errors(20) <= 1 / 64 and errors(-6) > 0.9
 
 
+def test_wrong_channel_knowledge_costs_blocks(link):
+    """The base station precodes for h + e: no error is the plain link bit for bit, a large one loses what SNR cannot buy."""
+    h = channels(link.grid, 16)
+    bits = (draw(16, 4, 384, dtype=torch.float32) > 0).float()
+
+    def sent(**more):
+        return link.transmit_bits(bits, h, 1e-2, seed=1, **more)
+
+    assert torch.equal(sent(csi_error_var=0.0), sent())
+    lost = [float((sent(csi_error_var=v) != bits).any(-1).float().mean()) for v in (0.0, 0.05, 1.0)]
+    assert lost[0] < 0.05 and lost[0] <= lost[1] < lost[2] and lost[2] > 0.5, lost
+    with pytest.raises(ValueError, match="csi_error_var must not be negative"):
+        sent(csi_error_var=-0.1)
+
+
 def test_a_split_batch_gives_the_same(link):
     images, h = scenes(8).reshape(2, 4, 3, 32, 32), channels(link.grid, 2)
     noise_var = torch.tensor([0.5, 1.0])

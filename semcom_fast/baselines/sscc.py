@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import require_extra
 from ..links import psnr
-from ..links.mu_mimo_ofdm import ResourceGrid, precode, receive
+from ..links.mu_mimo_ofdm import ResourceGrid, estimated_channel, precode, receive
 from ..ops import philox_normal
 from .sscc_codecs import CODECS, Codec, best_fit, from_pixels, to_pixels
 
@@ -150,7 +150,14 @@ class SSCC:
         return SourceCoded(*(t.to(images.device) for t in (bits, sizes, quality, shown)))
 
     def transmit_bits(
-        self, bits: Tensor, h: Tensor, noise_var: float | Tensor, *, seed: int, first_item: int = 0
+        self,
+        bits: Tensor,
+        h: Tensor,
+        noise_var: float | Tensor,
+        *,
+        seed: int,
+        first_item: int = 0,
+        csi_error_var: float = 0.0,
     ) -> Tensor:
         """Information bits [B,K,k] through code, link and decoder.
 
@@ -159,13 +166,15 @@ class SSCC:
             h: [B,Nf,Nt or 1,K,M] complex64, known to the base station and to nobody else.
             noise_var: E|n|^2; a number or [B]. The base station regularises with it; users know it.
             seed, first_item: of the noise, as in `semcom_fast.links.mu_mimo_ofdm.receive`.
+            csi_error_var: variance per entry of what the base station's h is off by; 0 is the paper's perfect knowledge.
 
         Returns:
             decoded bits [B,K,k].
         """
         coded = (self._encoder(bits) - self._scrambling).abs()
         data = self._mapper(coded).unflatten(-1, (self.grid.subcarriers, -1))  # [B,K,Nf,Nst]
-        x = precode(h, self.grid.insert(data.permute(0, 2, 3, 1)), noise_var)
+        known = estimated_channel(h, csi_error_var, seed=seed, first_item=first_item)
+        x = precode(known, self.grid.insert(data.permute(0, 2, 3, 1)), noise_var)
         y = receive(h, x, noise_var, seed=seed, first_item=first_item)
         s_hat, noise_eff = self._equalise(y, noise_var, static=h.shape[2] == 1)
         llr = self._demapper(s_hat.flatten(2), noise_eff.flatten(2))  # [B,K,n]
@@ -196,13 +205,12 @@ class SSCC:
         heard = (y.abs().square() * empty).sum((1, 2)) / empty.sum((0, 1))
         return (heard - noise_var).clamp_min(0) * (users - 1) / users
 
-    def run(
-        self, images: Tensor, h: Tensor, noise_var: float | Tensor, *, seed: int, first_item: int = 0
-    ) -> SSCCResult:
-        """Send images [B,K,3,H,W] on [0,1], one per user, over channels h [B,Nf,Nt or 1,K,M]; see `transmit_bits`."""
+    def run(self, images: Tensor, h: Tensor, noise_var: float | Tensor, **options: Any) -> SSCCResult:
+        """Send images [B,K,3,H,W] on [0,1], one per user, over channels h [B,Nf,Nt or 1,K,M]; options are those of
+        `transmit_bits`."""
         coded = self.source_code(images.flatten(0, 1))
         bits = coded.bits.unflatten(0, images.shape[:2])
-        wrong = (self.transmit_bits(bits, h, noise_var, seed=seed, first_item=first_item) != bits).any(-1)
+        wrong = (self.transmit_bits(bits, h, noise_var, **options) != bits).any(-1)
         over = coded.sizes.unflatten(0, images.shape[:2]) == 0
         lost = wrong | over
         source_psnr = coded.psnr.unflatten(0, images.shape[:2])
