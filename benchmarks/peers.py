@@ -178,9 +178,14 @@ def rzf_gradients(forward):
     return run
 
 
+def _is_shared(matrix: Tensor) -> bool:
+    """Is it [...,1,m,n], one matrix for the vectors [...,T,n] beside it?"""
+    return matrix.ndim > 3 and matrix.shape[-3] == 1
+
+
 def _filtered(gain: Tensor, y: Tensor) -> Tensor:
     """gain y; vectors [...,T,Nr] of one filter [...,1,Nt,Nr] are the rows of a matrix product."""
-    if gain.ndim > 3 and gain.shape[-3] == 1:
+    if _is_shared(gain):
         return y @ gain.squeeze(-3).mT
     return (gain @ y.unsqueeze(-1)).squeeze(-1)
 
@@ -207,7 +212,7 @@ def equalise_inverse(y: Tensor, h: Tensor, noise_var: float):
     gram.diagonal(dim1=-2, dim2=-1).add_(noise_var)
     inverse, _ = torch.linalg.inv_ex(gram)
     diagonal = 1 - noise_var * inverse.diagonal(dim1=-2, dim2=-1).real
-    if h.shape[-3] == 1 and y.shape[-2] > 1:
+    if _is_shared(h):
         return _filtered(inverse @ h.mH, y) / diagonal, 1 / diagonal - 1
     matched = (y.unsqueeze(-2).conj() @ h).mH
     return (inverse @ matched).squeeze(-1) / diagonal, 1 / diagonal - 1

@@ -35,14 +35,21 @@ def lmmse_pilot_channel(y: Tensor, x: Tensor, noise_var: float | Tensor, *, chan
 
     Source: the LMMSE baseline of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", Table I.
     """
+    h = stacked_estimate("lmmse_pilot_channel", y, x, noise_var, channel_var)[1]
+    return h.unflatten(-1, (x.shape[1], x.shape[3])).movedim(-2, 1)
+
+
+def stacked_estimate(
+    name: str, y: Tensor, x: Tensor, noise_var: float | Tensor, channel_var: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The users' symbols as one [B,K,M,Np], the estimate [B,K,Nr,M], and noise_var as a tensor; errors in the name of the
+    caller."""
     if x.ndim != 5 or y.ndim != 4 or y.shape[-1] != x.shape[-1]:
         raise ValueError(f"need y [B,K,Nr,Np] and x [B,U,K,Nt,Np], got {tuple(y.shape)} and {tuple(x.shape)}")
-    users, nt = x.shape[1], x.shape[3]
-    stacked = x.transpose(1, 2).flatten(2, 3)  # [B,K,M,Np]
-    load = variances("lmmse_pilot_channel", "noise_var", noise_var).to(y.device, y.real.dtype) / channel_var
-    with named("lmmse_pilot_channel"):
-        h = lmmse_channel(y, stacked, load)  # [B,K,Nr,M]
-    return h.unflatten(-1, (users, nt)).movedim(-2, 1)
+    stacked = x.transpose(1, 2).flatten(2, 3)
+    noise = variances(name, "noise_var", noise_var).to(y.device, y.real.dtype)
+    with named(name):
+        return stacked, lmmse_channel(y, stacked, noise / channel_var), noise
 
 
 def oracle_lmmse_channel(y: Tensor, x: Tensor, noise_var: float | Tensor, *, channel_var: float = 1.0) -> Tensor:

@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..links.block_fading import variances
-from .lmmse import lmmse_pilot_channel
+from .lmmse import stacked_estimate
 
 
 def log_marginal(y: Tensor, x: Tensor, noise_var: float | Tensor, *, channel_var: float = 1.0) -> Tensor:
@@ -36,12 +35,8 @@ def log_marginal(y: Tensor, x: Tensor, noise_var: float | Tensor, *, channel_var
     Source: the model of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", H integrated out.
     """
     y, x = y.to(torch.complex128), x.to(torch.complex128)
-    h = lmmse_pilot_channel(y, x, noise_var, channel_var=channel_var)  # checks the shapes
-    stacked, estimate = (
-        x.transpose(1, 2).flatten(2, 3),
-        h.transpose(1, 2).movedim(2, 3).flatten(3),
-    )  # [B,K,M,T], [B,K,Nr,M]
-    noise = variances("log_marginal", "noise_var", noise_var).to(y.device, torch.float64).reshape(-1, 1)
+    stacked, estimate, noise = stacked_estimate("log_marginal", y, x, noise_var, channel_var)
+    noise = noise.reshape(-1, 1)
     # y R^-1 y^H is y (y - H X)^H / noise with the estimate H: no difference of large numbers
     misfit = (y.conj() * (y - estimate @ stacked)).real.sum((-2, -1)) / noise
     eye = torch.eye(stacked.shape[-2], dtype=y.dtype, device=y.device)

@@ -260,6 +260,15 @@ def reference_vjp(fn: Callable, args: Sequence[Any], needs: Sequence[bool], grad
     return tuple(result)
 
 
+def with_noise(args: Sequence[Any], noise: int, seed: int, draw: Callable[..., Tensor]) -> list[Any]:
+    """The arguments with the Philox draw made explicit, for derivatives of the definition: positions of noise and seed;
+    `draw` takes the seed and what follows it in every schema here (step, stream where there are several, first_item)."""
+    made = list(args)
+    if args[noise] is None and args[seed] is not None:
+        made[noise], made[seed] = draw(*args[seed:]), None
+    return made
+
+
 def fold(args: Sequence[Any], mapped: Sequence[bool], size: int, folds: Sequence[bool]) -> list[Any]:
     """vmap helper: merge the mapped axis into axis 0 of the arguments marked in `folds` ([V,B,...] -> [V*B,...])."""
     batch = max(

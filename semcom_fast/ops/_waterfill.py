@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from .._native import kernel
 from ..reference.levels import Level
 from ..reference.waterfill_inject import STREAM
-from . import _checks, _levels
+from . import _checks, _levels, _register
 
 NEED = "f [..., N] with N even, and d [..., N/2] (one level per symbol) or [..., N]"
 
@@ -163,12 +164,8 @@ def run_cpu(
 
 
 def with_noise(args: Sequence[Any], like: Tensor, noise: int, seed: int) -> list[Any]:
-    """The arguments with the Philox draw made explicit, for derivatives of the definition: positions of noise and seed,
-    then step and first_item, as in every schema here."""
-    made = list(args)
-    if args[noise] is None and args[seed] is not None:
-        made[noise], made[seed] = draw_like(like, *args[seed : seed + 3]), None
-    return made
+    """The draw for the state `like` made explicit."""
+    return _register.with_noise(args, noise, seed, partial(draw_like, like))
 
 
 def draw_like(f: Tensor, seed: Any, step: Any, first_item: int) -> Tensor:

@@ -1,6 +1,7 @@
 """One inner iteration of parallel variational diffusion for i.i.d. Gaussian channels."""
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +14,9 @@ from ..reference.levels import Level, align_left
 from ..reference.pvd_update import coefficients
 from . import _blocks, _checks, _levels
 from ._arrays import array_function
-from ._register import OPS, Op, reference_vjp
+from ._register import OPS, Op, reference_vjp, with_noise
 from .likelihood_score import _backward as score_backward
-from .pvd_update import _drawing, check_numbers, with_noise
+from .pvd_update import _drawing, check_numbers, draws
 
 if TYPE_CHECKING:
     from jaxtyping import Complex
@@ -142,7 +143,7 @@ def _backward(needs, args, outs, grads):
     levels = [None] * 6
     if any(needs[7:13]):
         only = [False] * 7 + list(needs[7:13]) + [False] * 4
-        levels = list(reference_vjp(_formula, with_noise(args, 2, 6, 13), only, grads)[7:13])
+        levels = list(reference_vjp(_formula, with_noise(args, 6, 13, partial(draws, mean, sample)), only, grads)[7:13])
     return *out, *levels, None, None, None, None
 
 

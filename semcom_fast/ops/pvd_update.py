@@ -1,6 +1,7 @@
 """One inner iteration of parallel variational diffusion."""
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from ..reference.levels import Level
 from ..reference.pvd_update import coefficients
 from . import _blocks, _checks, _levels
 from ._arrays import array_function
-from ._register import Op, reference_vjp
+from ._register import Op, reference_vjp, with_noise
 
 if TYPE_CHECKING:
     from jaxtyping import Inexact
@@ -142,20 +143,16 @@ def _formula(mean, anchor, sample, denoised, score, noise, *rest):
     )  # fmt: skip
 
 
-def with_noise(args, mean: int, noise: int, seed: int) -> list[Any]:
-    """The arguments with the Philox draw made explicit, for derivatives of the definition: positions of mean (the sample
-    follows the anchor), noise and seed, after which come step, stream and first_item."""
+def draws(mean: Tensor, sample: Tensor, seed: Any, step: Any, stream: int, first_item: int) -> Tensor:
+    """The normals a kernel draws for the next sample, [L, ...] where samples are stacked."""
     from .philox_normal import philox_normal
 
-    made, (m, sample) = list(args), (args[mean], args[mean + 2])
-    if args[noise] is not None or args[seed] is None:
-        return made
-    value, step, stream, first_item = args[seed : seed + 4]
-    many = range(sample.shape[0] if sample.ndim > m.ndim else 1)
-    address = {"seed": value, "step": step, "first_item": first_item, "dtype": m.dtype, "device": m.device}
-    draws = [philox_normal(m.shape, stream=stream + 16 * k, **address) for k in many]
-    made[noise], made[seed] = torch.stack(draws) if sample.ndim > m.ndim else draws[0], None
-    return made
+    stacked = sample.ndim > mean.ndim
+    address = {"seed": seed, "step": step, "first_item": first_item, "dtype": mean.dtype, "device": mean.device}
+    many = [
+        philox_normal(mean.shape, stream=stream + 16 * k, **address) for k in range(sample.shape[0] if stacked else 1)
+    ]
+    return torch.stack(many) if stacked else many[0]
 
 
 def _reference(*args):
@@ -194,7 +191,7 @@ def _backward(needs, args, outs, grads):
     levels = [None] * 5
     if any(needs[6:11]):
         only = [False] * 6 + list(needs[6:11]) + [False] * 4
-        levels = list(reference_vjp(_formula, with_noise(args, 0, 5, 11), only, grads)[6:11])
+        levels = list(reference_vjp(_formula, with_noise(args, 5, 11, partial(draws, mean, sample)), only, grads)[6:11])
     return *out, *levels, None, None, None, None
 
 
