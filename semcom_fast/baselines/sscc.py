@@ -209,18 +209,21 @@ class SSCC:
         """Send images [B,K,3,H,W] on [0,1], one per user, over channels h [B,Nf,Nt or 1,K,M]; options are those of
         `transmit_bits`."""
         coded = self.source_code(images.flatten(0, 1))
-        bits = coded.bits.unflatten(0, images.shape[:2])
-        wrong = (self.transmit_bits(bits, h, noise_var, **options) != bits).any(-1)
-        over = coded.sizes.unflatten(0, images.shape[:2]) == 0
+        return self.deliver(
+            SourceCoded(*(part.unflatten(0, images.shape[:2]) for part in coded)), h, noise_var, **options
+        )
+
+    def deliver(self, coded: SourceCoded, h: Tensor, noise_var: float | Tensor, **options: Any) -> SSCCResult:
+        """Send what `source_code` made, its parts as [B,K,...]: a codec's work is done once for many channels."""
+        wrong = (self.transmit_bits(coded.bits, h, noise_var, **options) != coded.bits).any(-1)
+        over = coded.sizes == 0
         lost = wrong | over
-        source_psnr = coded.psnr.unflatten(0, images.shape[:2])
-        shown = coded.images.unflatten(0, images.shape[:2])
         return SSCCResult(
-            psnr=source_psnr.masked_fill(lost, 0.0),
-            images=shown.masked_fill(lost[..., None, None, None], 0.0),
+            psnr=coded.psnr.masked_fill(lost, 0.0),
+            images=coded.images.masked_fill(lost[..., None, None, None], 0.0),
             block_error=wrong,
             over_budget=over,
-            source_psnr=source_psnr,
+            source_psnr=coded.psnr,
         )
 
 

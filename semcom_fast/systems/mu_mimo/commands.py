@@ -47,6 +47,10 @@ def add_run(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--csi-error-var", type=float, default=0.0, metavar="V", help="of the transmitter's channel")
     parser.add_argument(
+        "--classical", nargs="+", default=[], metavar="CODEC",
+        help="beside it a classical link, 5G LDPC and QAM in its best mode, with jpeg, webp or bpg (needs the extra sionna)",
+    )  # fmt: skip
+    parser.add_argument(
         "--on-singular", choices=("raise", "flag", "pinv"), help="zero-forcing on channels without an inverse"
     )
     parser.add_argument("--weights", type=Path, metavar="DIR", help="weights of your own training (default: shipped)")
@@ -70,6 +74,7 @@ def run(args: Namespace) -> None:
             photos=args.photos,
             channels=args.channels,
             csi_error_var=args.csi_error_var,
+            classical=tuple(args.classical),
             on_singular=args.on_singular,
             subcarriers=args.subcarriers,
             weights=args.weights,

@@ -27,6 +27,7 @@ from ...data.photos import PhotoCrops
 from ...data.stamps import StampsTask
 from ...errors import require_extra
 from ...links import noise_var_from_snr_db, psnr, ssim
+from ...links.mu_mimo_ofdm import ResourceGrid
 from ..evaluation import where
 from .batches import SCENARIOS, SPACING_HZ
 from .networks import SHIPPED_SUBCARRIERS, available_heads, available_variants, load_head, load_system
@@ -79,21 +80,28 @@ class Result(NamedTuple):
     accuracy: dict[str, tuple[float, float]]
 
 
+def slots(
+    grid: ResourceGrid, sent: Tensor, cir: ImpulseResponses, snr_db: float, seed: int
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """What is sent [N,...], one per user, N a multiple of the users, slot by slot: (index of the first, [B,K,...] of it,
+    channels [B,Nf,1,K,M] drawn from `cir` by `seed`, noise variances [B])."""
+    slot = sent.unflatten(0, (-1, grid.users))
+    frequencies = subcarrier_frequencies(grid.subcarriers, SPACING_HZ)
+    order = torch.randperm(len(cir), generator=torch.Generator().manual_seed(seed))
+    for first in range(0, len(slot), GRIDS_AT_ONCE):
+        part = slot[first : first + GRIDS_AT_ONCE]
+        h = cir[order[(first + torch.arange(len(part))) % len(cir)]].to_ofdm(frequencies)
+        yield first, part, h, torch.full((len(part),), noise_var_from_snr_db(snr_db, "mu_mimo"))
+
+
 @torch.no_grad()
 def send(
     system: MuMimoSystem, images: Tensor, cir: ImpulseResponses, snr_db: float, seed: int, *, csi_error_var: float = 0.0,
     on_singular: str | None = None,
 ) -> Sent:  # fmt: skip
     """Send uint8 images [N,3,32,32], N a multiple of the users, each grid over a channel drawn from `cir` by `seed`."""
-    users = system.config.users
-    grids = images.unflatten(0, (-1, users))
-    frequencies = subcarrier_frequencies(system.grid.subcarriers, SPACING_HZ)
-    order = torch.randperm(len(cir), generator=torch.Generator().manual_seed(seed))
     parts = []
-    for first in range(0, len(grids), GRIDS_AT_ONCE):
-        part = grids[first : first + GRIDS_AT_ONCE].float() / 255
-        h = cir[order[(first + torch.arange(len(part))) % len(cir)]].to_ofdm(frequencies)
-        noise_var = torch.full((len(part),), noise_var_from_snr_db(snr_db, "mu_mimo"))
+    for first, part, h, noise_var in slots(system.grid, images.float() / 255, cir, snr_db, seed):
         result = system(
             part, h, noise_var, seed=seed, first_item=first, csi_error_var=csi_error_var, on_singular=on_singular
         )
@@ -101,7 +109,7 @@ def send(
     return Sent(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and its standard error over the values; the error of a single value is unknown (NaN)."""
     table = torch.tensor(values, dtype=torch.float64)
     return float(table.mean()), float(table.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
@@ -129,8 +137,8 @@ def measure(variant: str, scenario: str, snr_db: float, systems: dict[str, MuMim
             count = len(known) // users * users
             scores = through(systems[name], known.images[:count], seed).scores
             hits.append(float(scores.argmax(-1).eq(known.labels[:count]).double().mean()))
-    accuracy = {name: _mean_and_error(hits) for name, hits in right.items()}
-    return Result(variant, scenario, snr_db, *_mean_and_error(quality), *_mean_and_error(structure), accuracy)
+    accuracy = {name: mean_and_error(hits) for name, hits in right.items()}
+    return Result(variant, scenario, snr_db, *mean_and_error(quality), *mean_and_error(structure), accuracy)
 
 
 class Systems:

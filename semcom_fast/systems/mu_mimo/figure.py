@@ -6,16 +6,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ...baselines.sscc_codecs import CODECS
 from ...errors import require_extra
 
 COLOURS = {"full": "#1b6ca8", "no-pilot": "#5aa17f", "rzf": "#d95f02", "zf": "#9a9a9a", "djscc": "#7a4ea3"}
-MARKERS = {"full": "o", "no-pilot": "^", "rzf": "s", "zf": "v", "djscc": "D"}
+COLOURS |= {"jpeg": "#333333", "webp": "#777777", "bpg": "#aa7744"}
+MARKERS = {"full": "o", "no-pilot": "^", "rzf": "s", "zf": "v", "djscc": "D", "jpeg": "P", "webp": "X", "bpg": "*"}
 LABELS = {
     "full": "full system",
     "no-pilot": "without pilot guidance",
     "rzf": "RZF alone, no adaptation",
     "zf": "zero-forcing alone",
     "djscc": "DJSCC",
+    "jpeg": "JPEG + LDPC + QAM",
+    "webp": "WebP + LDPC + QAM",
+    "bpg": "BPG + LDPC + QAM",
 }
 
 SCENARIO_NAMES = {"umi": "UMi", "uma": "UMa", "rma": "RMa"}
@@ -64,9 +69,10 @@ def _panels(figure, area, snrs_db: Sequence[float], curves: Sequence[Curve]) -> 
         axes = figure.add_subplot(grid[0, place], sharey=first)
         for curve in curves:
             if curve.scenario == scenario:
+                name = curve.variant
                 axes.plot(
-                    snrs_db, curve.values_db, color=COLOURS[curve.variant], marker=MARKERS[curve.variant],
-                    label=LABELS[curve.variant], linewidth=2, markersize=5, markerfacecolor="white", markeredgewidth=1.6,
+                    snrs_db, curve.values_db, color=COLOURS[name], marker=MARKERS[name], label=LABELS[name], linewidth=2,
+                    linestyle="--" if name in CODECS else "-", markersize=5, markerfacecolor="white", markeredgewidth=1.6,
                 )  # fmt: skip
         axes.set_title(SCENARIO_NAMES.get(scenario, scenario), fontsize=11)
         axes.set_xlabel("SNR (dB)")
@@ -77,7 +83,7 @@ def _panels(figure, area, snrs_db: Sequence[float], curves: Sequence[Curve]) -> 
         if first is None:
             first = axes
             axes.set_ylabel("PSNR (dB), mean over images")
-            axes.legend(frameon=False, fontsize=9, loc="best")
+            axes.legend(framealpha=0.85, edgecolor="none", fontsize=9, loc="best")
         else:
             axes.tick_params(labelleft=False)
 

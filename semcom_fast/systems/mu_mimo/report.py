@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...baselines.sscc_codecs import CODECS
+from ...data.images import ImageSet
 from ...data.photos import PhotoCrops, figure_photographs
+from ...errors import require_extra
 from ...links import psnr
 from ..evaluation import where
 from .evaluate import (
@@ -20,6 +23,8 @@ from .evaluate import (
     scenario_channels,
     send,
 )
+from .evaluate_classical import ClassicalProtocol, Evaluation, best_modes
+from .evaluate_classical import evaluate as evaluate_classical
 from .figure import LABELS, SCENARIO_NAMES, Curve, Row, draw
 from .networks import SHIPPED_SUBCARRIERS, available_variants
 from .system import VARIANTS
@@ -41,6 +46,7 @@ class RunSettings:
     photos: str = "bundled"
     channels: str = "shipped"
     csi_error_var: float = 0.0
+    classical: tuple[str, ...] = ()
     on_singular: str | None = None
     subcarriers: int = SHIPPED_SUBCARRIERS
     weights: Path | None = None
@@ -57,6 +63,9 @@ class RunSettings:
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown:
             raise ValueError(f"unknown variant {unknown[0]!r}: choose from {', '.join(VARIANTS)}")
+        strange = [name for name in self.classical if name not in CODECS]
+        if strange:
+            raise ValueError(f"unknown codec {strange[0]!r}: choose from {', '.join(CODECS)}")
 
 
 def table(found: Sequence[Result], seeds: int) -> str:
@@ -80,6 +89,43 @@ def table(found: Sequence[Result], seeds: int) -> str:
     return "\n".join(lines)
 
 
+def classical_table(evaluation: Evaluation) -> str:
+    """The classical links as text: one line per codec and scenario, per SNR the mode that does best there."""
+    best = best_modes(evaluation)
+    snrs = list(dict.fromkeys(snr for _, _, snr, _ in best))
+    head = f"{'codec':9} {'scenario':8} | " + " | ".join(f"{f'{snr:g} dB':^26}" for snr in snrs)
+    lines = [
+        head,
+        f"{'':9} {'':8} | " + " | ".join([f"{'PSNR':>6} {'BLER':>6} {'mode':>12}"] * len(snrs)),
+        "-" * len(head),
+    ]
+    for codec, scenario in dict.fromkeys((codec, scenario) for codec, scenario, _, _ in best):
+        cells = []
+        for snr in snrs:
+            job = best[codec, scenario, snr, evaluation.protocol.csi_error_vars[0]]
+            figures = evaluation.found[job]
+            cells.append(f"{figures['psnr'].mean():6.2f} {figures['block_error'].mean():6.1%} {job.mode:>12}")
+        lines.append(f"{codec:9} {scenario:8} | " + " | ".join(cells))
+    return "\n".join(lines)
+
+
+def _classical(settings: RunSettings, photos: ImageSet, protocol: Protocol) -> Evaluation | None:
+    """The classical links over the same images, channels and noise, where they are asked for."""
+    if not settings.classical:
+        return None
+    classical = ClassicalProtocol(
+        photos, protocol.channels, settings.classical, snrs_db=protocol.snrs_db, seeds=protocol.seeds,
+        csi_error_vars=(protocol.csi_error_var,), subcarriers=settings.subcarriers,
+    )  # fmt: skip
+    return evaluate_classical(classical, classical_path(settings), progress=settings.progress)
+
+
+def classical_path(settings: RunSettings) -> Path:
+    """Where the rows of the classical links go: beside the others."""
+    path = settings.csv or settings.out.with_suffix(".csv")
+    return path.with_name(f"{path.stem}_classical{path.suffix}")
+
+
 def _rows(systems: Systems, photos: PhotoCrops, protocol: Protocol, scenario: str) -> list[Row]:
     """Originals, and what the variants make of them at the highest SNR; the first one at the lowest, too."""
     images, _ = figure_photographs(photos)
@@ -99,7 +145,9 @@ def _rows(systems: Systems, photos: PhotoCrops, protocol: Protocol, scenario: st
     return rows
 
 
-def _picture(settings: RunSettings, systems: Systems, photos: PhotoCrops, protocol: Protocol, found) -> None:
+def _picture(
+    settings: RunSettings, systems: Systems, photos: PhotoCrops, protocol: Protocol, found, classical: Evaluation | None
+) -> None:
     by = {(r.variant, r.scenario, r.snr_db): r.psnr_db for r in found}
     snrs = sorted(set(protocol.snrs_db))
     curves = [
@@ -107,6 +155,12 @@ def _picture(settings: RunSettings, systems: Systems, photos: PhotoCrops, protoc
         for name in systems.loaded
         for scenario in protocol.channels
     ]
+    if classical is not None:
+        best = best_modes(classical)
+        for codec in settings.classical:
+            for scenario in protocol.channels:
+                jobs = [best[codec, scenario, snr, protocol.csi_error_var] for snr in snrs]
+                curves.append(Curve(codec, scenario, [float(classical.found[job]["psnr"].mean()) for job in jobs]))
     scenario = next(iter(protocol.channels))
     subtitle = (
         f"Four users, four antennas, {settings.subcarriers} subcarriers x 14 OFDM symbols, 3GPP TR 38.901 channels known to "
@@ -126,6 +180,8 @@ def run_report(settings: RunSettings | None = None) -> list[Result]:
             f"no weights for {settings.subcarriers} subcarriers: train them with "
             f"semcom-fast train mu-mimo --subcarriers {settings.subcarriers} and give --weights"
         )
+    if settings.classical:
+        require_extra("sionna.phy", "sionna")  # before anything is computed
     systems = Systems(variants, settings.subcarriers, settings.weights)
     photos = PhotoCrops(size=32, photos=settings.photos)
     crops = photos.load("test", settings.images)
@@ -143,16 +199,22 @@ def run_report(settings: RunSettings | None = None) -> list[Result]:
         for result in results(systems, protocol, settings.progress):
             rows.add(result)
             found.append(result)
-    _picture(settings, systems, photos, protocol, found)
+    classical = _classical(settings, crops, protocol)
+    _picture(settings, systems, photos, protocol, found, classical)
     names = ", ".join(f"{name}: {LABELS[name]}" for name in variants)
     print(f"\nMU-MIMO OFDM, {len(crops) // 4 * 4} held-out photo crops, 4 users to a slot ({names})\n")
     print(table(found, settings.seeds))
+    if classical is not None:
+        print("\nThe same by image codec, LDPC code and QAM, the best mode at each SNR; a lost image counts as 0 dB:\n")
+        print(classical_table(classical))
     print(
         "\nPSNR in dB, mean over images; digits, stamps: accuracy of the classifier on held-out handwritten digits and,"
     )
     print("where tools/get_photos.sh --tuxpaint fetched them, on STAMPS-10 (55 test objects in 10 classes).")
     print("Crops of a few photographs: figures compare with each other, not with CIFAR-10 or the paper.")
     place = where()
+    if classical is not None:
+        print(f"Every mode of the classical links: {classical_path(settings)}")
     print(
         f"Ran on backend {place['backend']}, ISA {place['isa']}, {place['threads']} thread(s), torch {place['torch']}, "
         f"in {time.monotonic() - began:.0f} s. Table: {path}. Picture: {settings.out}"
