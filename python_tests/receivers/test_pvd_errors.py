@@ -39,6 +39,8 @@ def _pvd(encoder=ENCODER, denoiser_h=None, denoiser_d=None, **config):
         ({"power": 0.0}, "power"),
         ({"power": -1.0}, "power"),
         ({"calibration": "none"}, "'secant' or 'moment'"),
+        ({"v0": -0.1}, "v0 must be finite and not negative"),
+        ({"v0": float("nan")}, "v0"),
     ],
 )
 def test_config(wrong, message):

@@ -33,6 +33,8 @@ def _case(users=1, nt=1, dtype=torch.complex128, k=2, nr=3, t=6, batch=3, **conf
         {"sample_noise": False},
         {"sample_noise": False, "L": 2},
         {"J": 1, "sigma_max": 0.3},
+        {"v0": 1.0},
+        {"v0": 0.2, "users": 2, "L": 2},
     ],
     ids=lambda c: " ".join(f"{k}={v}" for k, v in c.items()) or "default",
 )

@@ -106,7 +106,7 @@ def pvd_by_hand(y, noise_var, encoder, denoiser_h, denoiser_d, c, *, seed, first
     n, variances, last = 0, [], [None] * c.L
     for j in range(c.J - 1, -1, -1):
         delta = s[j + 1] ** 2 - s[j] ** 2
-        spread = (s[j] ** 2 * delta / s[j + 1] ** 2).sqrt() * c.sample_noise
+        spread = ((s[j] ** 2 + c.v0) * delta / (s[j + 1] ** 2 + c.v0)).sqrt() * c.sample_noise
         sigma = s[j].to(real)
         for _ in range(c.Jin):
             step = {"h": 0, "d": 0}

@@ -88,6 +88,7 @@ def test_estimate_at_the_means_is_the_predicted_one(sizes, snr_db, changes, limi
         ((4, 4, 1, 48), 20.0, {}),
         ((64, 1, 8, 2), 0.0, {"exact_covariance": True}),
         ((4, 4, 1, 48), 0.0, {"L": 2, "J": 15, "zeta_h": 0.05}),
+        ((4, 4, 1, 48), 20.0, {"v0": 1.0}),
     ],
 )
 def test_spread_of_the_samples_is_the_predicted_one(sizes, snr_db, changes):

@@ -48,6 +48,7 @@ CASES = {
     "default": ({}, ["probe", "score", "update", "update"]),
     "lagged": ({"lagged_noise": True}, ["probe", "step", "update"]),
     "moment, no sample noise": ({"calibration": "moment", "sample_noise": False}, ["score", "update", "update"]),
+    "variance of the prior": ({"v0": 1.3}, ["probe", "score", "update", "update"]),
     "L=2": ({"L": 2}, ["probe", "probe", "score", "update", "update"]),
     "learned channel, lagged": ({"lagged_noise": True, "prior": Shrinking}, ["probe", "score", "update", "update"]),
     "correlated channel": (

@@ -86,7 +86,8 @@ class Run:
         mean = scaled(self._normal(full, dtype, first, 1), self.schedule[-2])
         sample = mean.expand((c.L, *full) if c.L > 1 else full)
         if c.sample_noise:
-            spread = per_user(lambda s, a: math.sqrt(default_next_var(s, a)), self.schedule[-2], self.schedule[-1])
+            below, above = self.schedule[-2:]
+            spread = per_user(lambda s, a: math.sqrt(default_next_var(s, a, c.v0)), below, above)
             sample = sample + scaled(self._normal(full, dtype, stream, 0), spread)
         else:
             sample = sample.clone()

@@ -12,7 +12,9 @@ from .users import ParallelDenoiser
 
 def next_variances(config: PVDConfig, sigmas: Tensor) -> Tensor:
     """Variance of the draws at levels 0..J-1 [J,...] of sigma_0..sigma_J; zeros where none are asked for."""
-    return default_next_var(sigmas[:-1], sigmas[1:]) if config.sample_noise else torch.zeros_like(sigmas[1:])
+    if not config.sample_noise:
+        return torch.zeros_like(sigmas[1:])
+    return default_next_var(sigmas[:-1], sigmas[1:], config.v0)
 
 
 class Tables:

@@ -7,9 +7,12 @@ from .levels import Level, align_left
 from .philox_normal import philox_normal
 
 
-def default_next_var(sigma, sigma_above):
-    """lambda_j = s_j^2 (s_{j+1}^2 - s_j^2)/s_{j+1}^2 with v0 = 0: the variance of (32); numbers or tensors."""
-    return sigma**2 * (sigma_above**2 - sigma**2) / sigma_above**2
+def default_next_var(sigma, sigma_above, v0=0.0):
+    """lambda_j = (s_j^2 + v0) (s_{j+1}^2 - s_j^2)/(s_{j+1}^2 + v0), the variance of (32); numbers or tensors.
+
+    Of p(x_j | x_{j+1}, x_0) with v0 = 0; with v0 the variance of an entry of x_0, of p(x_j | x_{j+1}) for a Gaussian one.
+    """
+    return (sigma**2 + v0) * (sigma_above**2 - sigma**2) / (sigma_above**2 + v0)
 
 
 def _score_var(score_var: Level, sample: Tensor, samples: bool) -> Tensor:

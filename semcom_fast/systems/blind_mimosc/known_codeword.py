@@ -83,8 +83,7 @@ def response(modes: Tensor, noise_var: float, config: PVDConfig, slots: int) -> 
     spread, held, both = (torch.full_like(modes, value) for value in (sigmas[-2] ** 2, sigmas[-1] ** 2, 0.0))
     for sigma, above in zip(sigmas[-2::-1], sigmas[:0:-1], strict=True):
         step, weight = above**2 - sigma**2, 1 / (1 + sigma**2)
-        levels = (torch.tensor(level, dtype=torch.float64) for level in (sigma, above))
-        fresh = float(default_next_var(*levels)) if config.sample_noise else 0.0
+        fresh = default_next_var(sigma, above, config.v0) if config.sample_noise else 0.0
         for _ in range(config.Jin):
             noise = _effective_noise(modes, noise_var, config, slots, weight, Response(gain, spread + fresh))
             drive = zeta * step * weight * modes / noise

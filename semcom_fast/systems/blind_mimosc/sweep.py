@@ -47,6 +47,7 @@ class DigitSetting:
     zeta_d: float | None = described(None, "step size of the source; default: that of --zeta")
     calibration: str = described(_PVD.calibration, "secant or moment")
     sample_noise: bool = described(_PVD.sample_noise, "samples, or the means alone")
+    v0: float = described(_PVD.v0, "variance of an entry of H_0 and D_0 in the samples' variance")
     exact_covariance: bool = described(_PVD.exact_covariance, "channel's score with the residual's exact covariance")
     lagged_noise: bool = described(_PVD.lagged_noise, "effective noise variance of the iteration before")
 
@@ -71,6 +72,7 @@ class DigitSetting:
             zeta_d=self.zeta if self.zeta_d is None else self.zeta_d,
             calibration=self.calibration,
             sample_noise=self.sample_noise,
+            v0=self.v0,
             exact_covariance=self.exact_covariance,
             lagged_noise=self.lagged_noise,
         )
