@@ -76,13 +76,17 @@ struct product<pack_cols<T, W>, Conj> {
   }
 };
 
-// sum over the columns of r conj(x): two real dot products against x and i x.
+// re + i im summed over the lanes: the sum over the columns of r conj(x), as two real dot products against x and i x.
 template <class T, int W, int CT>
-SF_HD scalar2<T> inner_columns(const pack_cols<T, W> (&r)[CT], const pack_cols<T, W> (&x)[CT]) {
-  pack<T, W> re = r[0].v * x[0].v, im = r[0].v * swap_pairs(x[0].v);
+SF_HD void inner_columns(const pack_cols<T, W> (&r)[CT], const T* x, pack<T, W>& re, pack<T, W>& im) {
+  using P = pack<T, W>;
+  re = r[0].v * P::load(x), im = r[0].v * swap_pairs(P::load(x));
   SF_UNROLL
-  for (int c = 1; c < CT; ++c) re = re + r[c].v * x[c].v, im = im + r[c].v * swap_pairs(x[c].v);
-  return {re.sum(), (im * turn_signs<T, W>()).sum()};
+  for (int c = 1; c < CT; ++c) {
+    const P s = P::load(x + c * W);
+    re = re + r[c].v * s, im = im + r[c].v * swap_pairs(s);
+  }
+  im = im * turn_signs<T, W>();
 }
 #endif
 

@@ -312,40 +312,43 @@ SF_HD typename vec_of<float, native_width<double>>::V rounded_half(pack<double, 
 #endif
 }
 
+// Sums of squares in double, lane by lane
+struct square_sums {
+  static constexpr int W = native_width<double>;
+  using D = pack<double, W>;
+  D even{0.0}, odd{0.0};
+  SF_HD static D part(const double* p, int n) { return n < W ? D::load_first(p, n) : D::load(p); }
+  SF_HD static D part(const float* p, int n) {
+    using H = typename vec_of<float, W>::VU;
+    if (n >= W) return widen(*reinterpret_cast<const H*>(p));
+    const auto first = pack<float, W>::load_first(p, n);
+    return widen(first.v);
+  }
+  template <class T>
+  SF_HD void add(const T* p, int64_t n) {
+    int64_t j = 0;
+    for (; j + 2 * W <= n; j += 2 * W) {
+      const D a = part(p + j, W), b = part(p + j + W, W);
+      even = even + a * a, odd = odd + b * b;
+    }
+    for (; j < n; j += W) {
+      const D a = part(p + j, n - j < W ? int(n - j) : W);
+      even = even + a * a;
+    }
+  }
+  SF_HD double sum() const { return (even + odd).sum(); }
+};
+
 // sum_j p[j]^2 in double, n reals
 SF_HD double square_sum(const double* p, int64_t n) {
-  constexpr int W = native_width<double>;
-  using D = pack<double, W>;
-  D acc[2] = {D(0.0), D(0.0)};
-  int64_t j = 0;
-  for (; j + 2 * W <= n; j += 2 * W)
-    for (int q = 0; q < 2; ++q) {
-      D v = D::load(p + j + q * W);
-      acc[q] = acc[q] + v * v;
-    }
-  for (; j < n; j += W) {
-    D v = D::load_first(p + j, n - j < W ? int(n - j) : W);
-    acc[0] = acc[0] + v * v;
-  }
-  return (acc[0] + acc[1]).sum();
+  square_sums s;
+  s.add(p, n);
+  return s.sum();
 }
 SF_HD double square_sum(const float* p, int64_t n) {
-  constexpr int W = native_width<double>;
-  using D = pack<double, W>;
-  using H = typename vec_of<float, W>::VU;
-  D acc[2] = {D(0.0), D(0.0)};
-  int64_t j = 0;
-  for (; j + 2 * W <= n; j += 2 * W)
-    for (int q = 0; q < 2; ++q) {
-      const D v = widen(*reinterpret_cast<const H*>(p + j + q * W));
-      acc[q] = acc[q] + v * v;
-    }
-  for (; j < n; j += W) {
-    const auto first = pack<float, W>::load_first(p + j, n - j < W ? int(n - j) : W);
-    const D v = widen(first.v);
-    acc[0] = acc[0] + v * v;
-  }
-  return (acc[0] + acc[1]).sum();
+  square_sums s;
+  s.add(p, n);
+  return s.sum();
 }
 #endif  // !__CUDA_ARCH__
 

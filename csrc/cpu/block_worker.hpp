@@ -6,12 +6,13 @@
 // packed side by side (M = U*Nt rows, zero-padded to whole packs); per tile follow
 //   R = Y - H X       multiply_tile over m            (residual)
 //   GX += H^H R       adjoint_tile, kept as product   (score_x)
-//   GH += R X^H       multiply_tile over slots, lanes along m, against the packed X^T          (score_h)
-// so every flop is an FMA on full packs and no horizontal sum is needed (inner_tile serves fewer than four streams).
+//   GH += R X^H       channel_score                   (score_h)
+// so every flop is an FMA on full packs.
 #pragma once
 #include "../common/columns.hpp"
 #include "../common/kernels.hpp"
 #include "around.hpp"
+#include "channel_score.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
 
@@ -23,21 +24,22 @@ enum class mode { apply, adjoint, score, probe };  // probe: energy of H X alone
 template <class T>
 struct block_worker {
   static constexpr int W = native_width<T>, WC = W / 2, max_ct = 3;
-  static constexpr int outer_from = WC < 4 ? WC : 4;  // streams from which lanes along m beat horizontal sums
   static constexpr int max_rt = packed_tile_rows;
   using Col = pack_cols<T, W>;
   using Fwd = product<Col, false>;
   using Adj = product<Col, true>;
 
   const block_args& a;
-  int64_t M, MV;         // streams, and packs that hold them
-  T *xs, *xt, *hs, *gh;  // packed X [M][CT*W], X^T [slots][MV*W], H [Nr][2M] (U > 1), GH [Nr][MV*W]
-  T* gx;                 // GX accumulators [M][CT][2*W]
-  T* rs;                 // one tile of R [max_rt][CT*W]
+  int64_t M;  // streams
+  channel_score<T> channel;
+  T *xs, *hs;  // packed X [M][CT*W], H [Nr][2M] (U > 1)
+  T* gx;       // GX accumulators [M][CT][2*W]
+  T* rs;       // one tile of R [max_rt][CT*W]
   scratch<T> memory;
-  int64_t x_row;  // reals of X per row of a block, rounded up
-  bool spread;    // look ahead: for smaller blocks it costs as much as it gains
-  Col bad;        // 0 until a result is not finite, then NaN
+  int64_t x_row;                  // reals of X per row of a block, rounded up
+  bool spread;                    // look ahead: for smaller blocks it costs as much as it gains
+  Col bad;                        // 0 until a result is not finite, then NaN
+  square_sums residual, through;  // |R|^2 and |H dX|^2 of a block
   const around_caches around_y = result(a.out_y, a.nr, a.t), around_x = result(a.out_x, M, a.t),
                       around_h = result(a.out_h, a.nr* a.u, a.nt);
   around_caches result(const void* p, int64_t rows, int64_t columns) const {
@@ -52,20 +54,20 @@ struct block_worker {
     int64_t user, first;
   } near{};
 
-  explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), MV((M + WC - 1) / WC) {
+  explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), channel(M) {
     x_row = (2 * a.nt * a.t + a.nr - 1) / a.nr, spread = a.nr * a.nt >= 16;
-    const int64_t row = max_ct * W,
-                  need = M * row + max_ct * WC * MV * W + 2 * M * a.nr + a.nr * MV * W + 2 * M * row + max_rt * row;
-    memory.allocate(need + 8 * W);
+    const int64_t row = max_ct * W, turned = max_ct * WC * channel.MV * W, of_gh = a.nr * channel.MV * W;
+    memory.allocate(3 * M * row + turned + 2 * M * a.nr + of_gh + max_rt * row + 8 * W);
     T* p = memory;
     auto take = [&](int64_t n) {
       T* q = p;
       p += (n + W - 1) / W * W;
       return q;
     };
-    xs = take(M * row), xt = take(max_ct * WC * MV * W), hs = take(2 * M * a.nr), gh = take(a.nr * MV * W);
+    xs = take(M * row), channel.xt = take(turned), hs = take(2 * M * a.nr), channel.gh = take(of_gh);
     gx = take(2 * M * row), rs = take(max_rt * row);
-    for (int64_t j = 0; j < max_ct * WC * MV * W; ++j) xt[j] = T(0);  // lanes past M stay zero
+    channel.xs = xs, channel.rs = rs;
+    for (int64_t j = 0; j < turned; ++j) channel.xt[j] = T(0);
   }
 
   int64_t near_block(int64_t u, int64_t k) const { return 2 * (u * near.user + k - near.first) * a.nr * a.nt; }
@@ -122,57 +124,6 @@ struct block_worker {
   }
   static int left(int n, int c) { return n - c * WC < WC ? n - c * WC : WC; }
 
-  // X^T with the streams along the lanes
-  template <int CT>
-  void transpose_x(int n) {
-    using pair = pack<T, 2>;
-    const int64_t streams = M, row = MV * W;  // locals: the stores below may alias the members
-    for (int64_t m = 0; m < streams; ++m) {
-      const T* src = xs + m * CT * W;
-      T* dst = xt + 2 * m;
-      for (int s = 0; s < n; ++s) pair::load(src + 2 * s).store(dst + s * row);
-    }
-  }
-
-  // GH rows of one tile: lanes run over streams, the sum over the chunk's slots. R X^H = conj(conj(R) X^T).
-  template <int RT, int VT>
-  void outer_tile(int64_t r0, int64_t v0, int row, int n, bool first) {
-    Adj q[RT][VT];
-    SF_UNROLL
-    for (int i = 0; i < RT; ++i) SF_UNROLL
-    for (int c = 0; c < VT; ++c) q[i][c] = Adj::zero();
-    const T *r = rs, *x = xt + v0 * W;  // locals here and below: the stores may alias the members
-    const int64_t next = MV * W;
-    multiply_tile(
-        q, n, [=](int i, int64_t s) SF_LAMBDA { return scalar2<T>{r[i * row + 2 * s], r[i * row + 2 * s + 1]}; },
-        [=](int64_t s, int c) SF_LAMBDA { return Col::load(x + s * next + c * W); });
-    T* to = gh + r0 * next + v0 * W;
-    SF_UNROLL
-    for (int i = 0; i < RT; ++i) SF_UNROLL
-    for (int c = 0; c < VT; ++c) {
-      T* out = to + i * next + c * W;
-      const Col g = conjugate(q[i][c].value());
-      (first ? g : Col::load(out) + g).store(out);
-    }
-  }
-
-  // The same rows for few streams, where lanes along m would stay empty: horizontal sums over the slots.
-  template <int RT, int CT>
-  void inner_tile(const Col (&r)[RT][CT], int64_t r0, bool first) {
-    for (int64_t m = 0; m < M; ++m) {
-      Col x[CT];
-      SF_UNROLL
-      for (int c = 0; c < CT; ++c) x[c] = Col::load(xs + (m * CT + c) * W);
-      SF_UNROLL
-      for (int i = 0; i < RT; ++i) {
-        const scalar2<T> g = inner_columns(r[i], x);
-        T* out = gh + (r0 + i) * MV * W + 2 * m;
-        out[0] = first ? g.re : out[0] + g.re;
-        out[1] = first ? g.im : out[1] + g.im;
-      }
-    }
-  }
-
   // Where one chunk of one block reads and writes, and what it adds up.
   struct place {
     const T *h, *y;
@@ -182,11 +133,11 @@ struct block_worker {
     int n;               // slots in this chunk
     bool first_chunk;
     T scale;
-    double* energy;  // gains |R|^2, or |H dX|^2
   };
 
-  // What the rest of memory still has to bring for this block and the next: a share of it is asked for with every tile of
-  // rows, as many lines as arrive meanwhile. A burst would fill the core's line buffers and hold up the loads behind it.
+  // What the rest of memory still has to bring for this block and the next: a share of it is asked for with every tile
+  // of rows, as many lines as arrive meanwhile. A burst would fill the core's line buffers and hold up the loads behind
+  // it.
   struct span {
     const T* p = nullptr;
     int64_t reals = 0, user = 0, row = 0;  // of one user, between users, and per row of the block
@@ -238,18 +189,22 @@ struct block_worker {
     };
   };
 
-  template <mode Mode, int RT, int CT>
+  // Whole: the chunk's slots fill their packs.
+  template <mode Mode, int RT, int CT, bool Whole>
   void row_tile(const place& at, int64_t r0) {
-    const int64_t streams = M;
-    const T *h = at.h + 2 * r0 * streams, *x = xs;
-    const auto h_at = [=](int i, int64_t m) SF_LAMBDA {
-      return scalar2<T>{h[2 * (i * streams + m)], h[2 * (i * streams + m) + 1]};
-    };
+    // locals: whatever is stored might be a member otherwise
+    const int64_t streams = M, slots = a.t, y_next = at.y_next;
+    const T *h = at.h + 2 * r0 * streams, *x = xs, *y = at.y ? at.y + 2 * r0 * slots : nullptr;
+    T *const tile = rs, *const out_y = at.out_y ? at.out_y + 2 * r0 * slots : nullptr;
+    const int n = Whole ? CT * WC : at.n;
+    const bool around = around_y;
+    const auto h_at = [=](int i, int64_t m)
+                          SF_LAMBDA { return scalar2<T>{h[2 * (i * streams + m)], h[2 * (i * streams + m) + 1]}; };
     constexpr bool energetic = Mode == mode::score || Mode == mode::probe;
     Col r[RT][CT];
     if constexpr (Mode != mode::adjoint) {
       Fwd p[RT][CT];
-      SF_UNROLL
+    SF_UNROLL
       for (int i = 0; i < RT; ++i)
         SF_UNROLL
       for (int c = 0; c < CT; ++c) p[i][c] = Fwd::zero();
@@ -268,22 +223,22 @@ struct block_worker {
     for (int i = 0; i < RT; ++i)
       SF_UNROLL
     for (int c = 0; c < CT; ++c) {
-      const int64_t offset = 2 * (r0 + i) * a.t + c * W;
-      if constexpr (Mode == mode::score || Mode == mode::adjoint) __builtin_prefetch(at.y + offset + at.y_next);
-      if constexpr (Mode == mode::adjoint) r[i][c] = Col::load_first(at.y + offset, left(at.n, c));
-      if constexpr (Mode == mode::score) r[i][c] = Col::load_first(at.y + offset, left(at.n, c)) - r[i][c];
+      const int64_t offset = 2 * i * slots + c * W;
+      if constexpr (Mode == mode::score || Mode == mode::adjoint) __builtin_prefetch(y + offset + y_next);
+      if constexpr (Mode == mode::adjoint) r[i][c] = Col::load_first(y + offset, left(n, c));
+      if constexpr (Mode == mode::score) r[i][c] = Col::load_first(y + offset, left(n, c)) - r[i][c];
       if constexpr (Mode == mode::apply) {
-        if (!around_y) __builtin_prefetch(at.out_y + offset + at.y_next, 1, 2);
-        put_columns(r[i][c], at.out_y + offset, left(at.n, c), around_y);
+        if (!around) __builtin_prefetch(out_y + offset + y_next, 1, 2);
+        put_columns(r[i][c], out_y + offset, left(n, c), around);
         seen = seen + (r[i][c] - r[i][c]);
       }
-      if constexpr (energetic) r[i][c].store(rs + (i * CT + c) * W);
+      if constexpr (energetic) r[i][c].store(tile + (i * CT + c) * W);
     }
-    if constexpr (energetic) *at.energy += square_sum(rs, RT * CT * W);
+    if constexpr (energetic) (Mode == mode::score ? residual : through).add(tile, RT * CT * W);
     if constexpr (Mode == mode::score || Mode == mode::adjoint) {
       const bool last = r0 + RT == a.nr;
       for (int64_t u = 0; u < a.u; ++u) {
-        const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, a.t, at.n,
+        const gx_rows rows{gx + u * a.nt * CT * 2 * W, at.out_x + u * at.out_x_user, slots, n,
                            r0 == 0, last, around_x, at.scale, &seen};
         const int64_t m0 = u * a.nt;
         const auto h_user = [=](int i, int64_t m) SF_LAMBDA { return h_at(i, m0 + m); };
@@ -291,28 +246,40 @@ struct block_worker {
       }
     }
     bad = bad + seen;
-    if constexpr (Mode == mode::score) {
-      if (M < outer_from) return inner_tile<RT, CT>(r, r0, at.first_chunk);
-      int64_t v = 0;
-      for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r0, v, CT * W, at.n, at.first_chunk);
-      if (v < MV) outer_tile<RT, 1>(r0, v, CT * W, at.n, at.first_chunk);
-    }
+    if constexpr (Mode == mode::score) channel.add(r, r0, n, at.first_chunk);
   }
 
-  template <mode Mode, int CT>
+  template <mode Mode, int CT, bool Whole>
   void all_rows(const place& at) {
     int64_t r = 0;
-    for (; r + max_rt <= a.nr; r += max_rt) row_tile<Mode, max_rt, CT>(at, r);
-    for (; r + 2 <= a.nr; r += 2) row_tile<Mode, 2, CT>(at, r);
-    for (; r < a.nr; ++r) row_tile<Mode, 1, CT>(at, r);
+    for (; r + max_rt <= a.nr; r += max_rt) row_tile<Mode, max_rt, CT, Whole>(at, r);
+    for (; r + 2 <= a.nr; r += 2) row_tile<Mode, 2, CT, Whole>(at, r);
+    for (; r < a.nr; ++r) row_tile<Mode, 1, CT, Whole>(at, r);
+  }
+  template <mode Mode, int CT>
+  void all_rows(const place& at) {
+    if constexpr (Mode != mode::adjoint)  // there GCC would load Y again for every product
+      if (at.n == CT * WC) return all_rows<Mode, CT, true>(at);
+    all_rows<Mode, CT, false>(at);
   }
 
   void store_gh(int64_t b, int64_t k, T scale) {
     Col seen = Col::zero();
+    if (M == 1 && !around_h) {  // all rows in a piece
+      T* dst = gh_of(b, 0, k);
+      for (int64_t r = 0; r < a.nr; r += WC) {
+        const int n = a.nr - r < WC ? int(a.nr - r) : WC;
+        const Col v = Col::load_first(channel.gh + 2 * r, n) * scale;
+        v.store_first(dst + 2 * r, n);
+        seen = seen + (v - v);
+      }
+      bad = bad + seen;
+      return;
+    }
     for (int64_t u = 0; u < a.u; ++u) {
       T* dst = gh_of(b, u, k);
       for (int64_t r = 0; r < a.nr; ++r) {
-        const T* src = gh + r * MV * W + 2 * u * a.nt;
+        const T* src = channel.gh + r * channel.row + 2 * u * a.nt;
         for (int64_t m = 0; m < a.nt; m += WC) {
           const int n = a.nt - m < WC ? int(a.nt - m) : WC;
           const Col v = Col::load_first(src + 2 * m, n) * scale;
@@ -326,7 +293,7 @@ struct block_worker {
 
   template <mode Mode, int CT>
   void chunk(int64_t b, int64_t k, const T* h, int64_t t0, int n, T scale, double* energy) {
-    place at{h, nullptr, 2 * a.nr * a.t, nullptr, nullptr, 2 * a.k * a.nt * a.t, n, t0 == 0, scale, energy};
+    place at{h, nullptr, 2 * a.nr * a.t, nullptr, nullptr, 2 * a.k * a.nt * a.t, n, t0 == 0, scale};
     const int64_t y_block = 2 * (k * a.nr * a.t + t0);
     if constexpr (Mode == mode::apply) at.out_y = static_cast<T*>(a.out_y) + 2 * b * a.k * a.nr * a.t + y_block;
     if constexpr (Mode != mode::apply) {
@@ -334,12 +301,11 @@ struct block_worker {
       at.out_x = static_cast<T*>(a.out_x) + 2 * ((b * a.u * a.k + k) * a.nt * a.t + t0);
     }
     if constexpr (Mode != mode::adjoint) pack_x<CT>(a.x, a.x_b, b, k, t0, n);
-    if (Mode == mode::score && M >= outer_from) transpose_x<CT>(n);
+    if (Mode == mode::score && channel.transposed()) channel.template transpose<CT>(n);
     all_rows<Mode, CT>(at);
     if (Mode == mode::score && a.probe) {
       pack_x<CT>(a.probe, a.probe_b, b, k, t0, n);
       for (int64_t u = 0; u < a.u; ++u) energy[2 + u] += square_sum(xs + u * a.nt * CT * W, a.nt * CT * W);
-      at.energy = energy + 1;
       all_rows<mode::probe, CT>(at);
     }
   }
@@ -351,8 +317,8 @@ struct block_worker {
       scale = T(1.0 / double(static_cast<const T*>(a.noise_var)[b * a.noise_var_b]));
     const T* h = pack_h(b, k);
     if (spread && Mode != mode::adjoint) look_ahead<Mode>(b, k);
-    for (int64_t e = 0; e < 2 + a.u; ++e) energy[e] = 0;
-    bad = Col::zero();
+    for (int64_t u = 0; u < a.u; ++u) energy[2 + u] = 0;
+    bad = Col::zero(), residual = through = square_sums();
     for (int64_t t0 = 0; t0 < a.t; t0 += max_ct * WC) {
       const int n = a.t - t0 < max_ct * WC ? int(a.t - t0) : max_ct * WC;
       if (n > 2 * WC)
@@ -363,7 +329,15 @@ struct block_worker {
         chunk<Mode, 1>(b, k, h, t0, n, scale, energy);
     }
     if constexpr (Mode == mode::score) store_gh(b, k, scale);
-    energy[0] += double(bad.v.sum());  // 0, or NaN where a result is not finite
+    if constexpr (sizeof(T) == 4) {  // adds 0, or NaN where a result is not finite
+      using H = typename vec_of<T, W / 2>::VU;
+      const H* half = reinterpret_cast<const H*>(&bad.v.v);
+      residual.even = residual.even + widen(half[0]), residual.odd = residual.odd + widen(half[1]);
+    } else {
+      residual.even = residual.even + square_sums::D(bad.v.v);
+    }
+    energy[0] = residual.sum();
+    energy[1] = a.probe ? through.sum() : 0;
   }
 
   // One block, and whether its results and energies are finite.

@@ -1,6 +1,5 @@
 // Rays of the 38.901 clustered delay line: Philox words to phases and couplings, and from the tables of a profile to
 // the gains and the phase progressions that cdl_channels sums.
-
 #include "draws.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"

@@ -1,6 +1,5 @@
 // h(f) = sum_p gains_p exp(-j 2 pi f tau_p). Rows that share delays share a table of phases, one block of frequencies
 // at a time; frequencies are the SIMD direction, so nothing larger than that table exists beside the result.
-
 #include "../common/kernels.hpp"
 #include "../common/philox.hpp"
 #include "parallel.hpp"

@@ -1,6 +1,5 @@
 // rho = softmax(L + psi(gamma) - psi(sum gamma) + eta D), gamma' = gamma0 + rho; a few rows of a few experts, in
 // double.
-
 #include "../common/kernels.hpp"
 #include "../common/lane.hpp"
 #include "parallel.hpp"

@@ -5,6 +5,7 @@
 #include "matmul_operand.hpp"
 #include "matmul_scalar.hpp"
 #include "parallel.hpp"
+#include "sums.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -22,19 +23,6 @@ struct dots {
   SF_HD pack<T, W> im() const { return Conj ? pack<T, W>(T(0)) - crossed * turn_signs<T, W>() : crossed; }
 };
 
-template <int D, class T, int W, int... I>
-SF_HD pack<T, W> add_halves(pack<T, W> a, pack<T, W> b, int_list<I...>) {
-  return pack<T, W>(__builtin_shufflevector(a.v, b.v, ((I & D) == 0 ? I : W + I - D)...)) +
-         pack<T, W>(__builtin_shufflevector(a.v, b.v, ((I & D) == 0 ? I + D : W + I)...));
-}
-// Lane l: the sum over the lanes of p[l], W packs side by side. Halves, quarters, ... are added as in pack::sum.
-template <int D = 1, class T, int W>
-SF_HD pack<T, W> sums_of(const pack<T, W>* p) {
-  if constexpr (D == W)
-    return p[0];
-  else
-    return add_halves<D>(sums_of<2 * D>(p), sums_of<2 * D>(p + D), make_list<W>());
-}
 template <class T, int W, bool Conj>
 SF_HD pack_cols<T, W> values(const dots<T, W, Conj> (&q)[W / 2]) {
   pack<T, W> p[W];

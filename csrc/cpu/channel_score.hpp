@@ -1,0 +1,100 @@
+// The channel's score of one block, GH += R X^H, from tiles of the residual in registers: lanes along the streams where
+// there are several, else two dot products for a row and a stream.
+#pragma once
+#include "../common/columns.hpp"
+#include "parallel.hpp"
+#include "sums.hpp"
+
+namespace sf {
+inline namespace SF_NS {
+
+template <class T>
+struct channel_score {
+  static constexpr int W = native_width<T>, WC = W / 2;
+  static constexpr int outer_from = WC < 4 ? WC : 4;  // streams from which lanes along them beat dot products
+  using Col = pack_cols<T, W>;
+  using Adj = product<Col, true>;
+
+  const int64_t M, MV, row;  // streams, packs that hold them, reals of a row of GH: 2M for few streams, else MV*W
+  const T *xs = nullptr, *rs = nullptr;  // packed X [M][CT*W], a tile of R [RT][CT*W]
+  T *xt = nullptr, *gh = nullptr;        // X^T [slots][MV*W], whose lanes past M are zero; GH [Nr][row]
+
+  explicit channel_score(int64_t streams)
+      : M(streams), MV((streams + WC - 1) / WC), row(streams < outer_from ? 2 * streams : MV * W) {}
+  bool transposed() const { return M >= outer_from; }
+
+  // X^T with the streams along the lanes
+  template <int CT>
+  void transpose(int n) {
+    using pair = pack<T, 2>;
+    const int64_t streams = M, next = row;  // locals here and below: the stores may alias the members
+    for (int64_t m = 0; m < streams; ++m) {
+      const T* src = xs + m * CT * W;
+      T* dst = xt + 2 * m;
+      for (int s = 0; s < n; ++s) pair::load(src + 2 * s).store(dst + s * next);
+    }
+  }
+
+  // Rows of one tile: lanes run over streams, the sum over the chunk's slots. R X^H = conj(conj(R) X^T).
+  template <int RT, int VT>
+  void outer_tile(int64_t r0, int64_t v0, int of_r, int n, bool first) {
+    Adj q[RT][VT];
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int c = 0; c < VT; ++c) q[i][c] = Adj::zero();
+    const T *r = rs, *x = xt + v0 * W;
+    const int64_t next = row;
+    multiply_tile(
+        q, n, [=](int i, int64_t s) SF_LAMBDA { return scalar2<T>{r[i * of_r + 2 * s], r[i * of_r + 2 * s + 1]}; },
+        [=](int64_t s, int c) SF_LAMBDA { return Col::load(x + s * next + c * W); });
+    T* to = gh + r0 * next + v0 * W;
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i) SF_UNROLL
+    for (int c = 0; c < VT; ++c) {
+      T* out = to + i * next + c * W;
+      const Col g = conjugate(q[i][c].value());
+      (first ? g : Col::load(out) + g).store(out);
+    }
+  }
+
+  // The same rows for few streams, where lanes along m would stay empty: a row's two dot products with every stream.
+  template <int RT, int CT>
+  void inner_tile(const Col (&r)[RT][CT], int64_t r0, bool first) {
+    const T* x = xs;
+    T* to = gh + r0 * row;
+    const int64_t streams = M;
+    for (int64_t m = 0; m < streams; ++m, x += CT * W, to += 2) {
+      pack<T, W> p[2 * RT];
+      SF_UNROLL
+      for (int i = 0; i < RT; ++i) inner_columns(r[i], x, p[2 * i], p[2 * i + 1]);
+      if constexpr (2 * RT <= W) {
+        const pack<T, 2 * RT> g = sums_of_few(p);
+        if (streams == 1) {
+          (first ? g : g + pack<T, 2 * RT>::load(to)).store(to);
+        } else {
+          SF_UNROLL
+          for (int i = 0; i < RT; ++i) add_entry(to + 2 * i * streams, g.v[2 * i], g.v[2 * i + 1], first);
+        }
+      } else {
+        SF_UNROLL
+        for (int i = 0; i < RT; ++i) add_entry(to + 2 * i * streams, p[2 * i].sum(), p[2 * i + 1].sum(), first);
+      }
+    }
+  }
+  SF_HD static void add_entry(T* to, T re, T im, bool first) {
+    to[0] = first ? re : to[0] + re;
+    to[1] = first ? im : to[1] + im;
+  }
+
+  // Rows [r0, r0 + RT), n slots from a chunk of CT packs; the first chunk begins the sums.
+  template <int RT, int CT>
+  SF_HD void add(const Col (&r)[RT][CT], int64_t r0, int n, bool first) {
+    if (!transposed()) return inner_tile<RT, CT>(r, r0, first);
+    int64_t v = 0;
+    for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r0, v, CT * W, n, first);
+    if (v < MV) outer_tile<RT, 1>(r0, v, CT * W, n, first);
+  }
+};
+
+}  // namespace SF_NS
+}  // namespace sf
