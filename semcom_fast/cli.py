@@ -152,7 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nsemcom-fast: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, BackendUnavailable, MissingExtra) as err:
-        print(f"semcom-fast: {' '.join(str(err).split())}", file=sys.stderr)
+        message = " ".join(str(err).split())
+        if isinstance(err, (FileExistsError, NotADirectoryError)) and err.filename is not None:
+            message = f"{err.filename} is needed as a folder or below one, and a file is in its place"
+        print(f"semcom-fast: {message}", file=sys.stderr)
         return 2
 
 

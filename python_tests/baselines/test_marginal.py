@@ -66,3 +66,10 @@ def test_digits_are_identifiable_but_for_reflections():
     own, reflected = linear[range(12), sent], linear[range(12), sent + 60]
     within(reflected, own, 1e-5 * own.abs(), "odd encoder")
     assert bool((trained[range(12), sent] - trained[range(12), sent + 60]).gt(10).all())
+
+
+@pytest.mark.parametrize("noise_var", [0.0, torch.tensor([0.1, 0.0])])
+def test_there_is_no_density_without_noise(noise_var):
+    y, x = draw(2, 1, 3, 4), draw(2, 1, 1, 2, 4)
+    with pytest.raises(ValueError, match="log_marginal: without noise"):
+        log_marginal(y, x, noise_var)

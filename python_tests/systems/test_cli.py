@@ -75,6 +75,15 @@ def test_errors_are_one_line_and_exit_two(argv, message, capsys):
     assert message in err and err.startswith("semcom-fast") and len(err.strip().splitlines()) == 1
 
 
+def test_a_file_where_a_folder_belongs_is_named(tmp_path, capsys):
+    """Errno 17 and 20 in words, before anything is computed."""
+    (tmp_path / "taken").write_text("")
+    for where in (tmp_path / "taken" / "p.png", tmp_path / "taken" / "deep" / "p.png"):
+        assert cli.main(["run", "mu-mimo", "--out", str(where), "--images", "4", "--digits", "4", "--quiet"]) == 2
+        err = capsys.readouterr().err
+        assert "taken" in err and "a file is in its place" in err and "Errno" not in err
+
+
 def test_bench_outside_a_source_tree_says_where(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "SOURCE_TREE", tmp_path)
     assert cli.main(["bench"]) == 2

@@ -30,12 +30,14 @@ def log_marginal(y: Tensor, x: Tensor, noise_var: float | Tensor, *, channel_var
         ln p in nats, float64 [B].
 
     Raises:
-        ValueError: shapes disagree.
+        ValueError: shapes disagree, or a noise variance is 0.
 
     Source: the model of "Blind MIMO Semantic Communication via Parallel Variational Diffusion", H integrated out.
     """
     y, x = y.to(torch.complex128), x.to(torch.complex128)
     stacked, estimate, noise = stacked_estimate("log_marginal", y, x, noise_var, channel_var)
+    if not bool((noise > 0).all()):
+        raise ValueError("log_marginal: without noise there is no density: noise_var must be positive everywhere")
     noise = noise.reshape(-1, 1)
     # y R^-1 y^H is y (y - H X)^H / noise with the estimate H: no difference of large numbers
     misfit = (y.conj() * (y - estimate @ stacked)).real.sum((-2, -1)) / noise
