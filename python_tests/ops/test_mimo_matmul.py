@@ -316,7 +316,8 @@ def test_rule():
     assert not ours(4, 4, 4, 16, False)
     assert ours(4, 4, 4, 16, False, plain=False)
     assert ours(4, 4, 4, 17, False)
-    assert not ours(64, 64, 64, 1, False)
+    assert not ours(64, 64, 64, 1, False) and not ours(64, 64, 24, 1, False)
+    assert ours(64, 8, 24, 1, False) and ours(16, 64, 24, 1, False) and not ours(8, 16, 16, 1, False)
     assert ours(64, 64, 64, 1, False, plain=False)
 
 

@@ -4,6 +4,7 @@ The one op whose choice may depend on the batch. `semcom-fast bench grid` measur
 """
 
 CPU_SHORT = 16384  # multiply-adds times matrices up to which the call costs more than the product: torch.bmm's is short
+CPU_SINGLE = 2048, 65536  # those of one product where torch's call is no shorter any more, and not yet on all threads
 CPU_LONGEST = 128  # terms of a sum: beyond, a row of A and its columns of B no longer share the first-level cache
 CPU_LANES = 16  # matrices that a pack of complex64 takes at once; fewer leave lanes empty
 CPU_TALL = 256  # entries of A from which empty lanes cost more than torch's call
@@ -17,6 +18,7 @@ def ours(m: int, k: int, n: int, batch: int, cuda: bool, plain: bool = True) -> 
     """
     if cuda:
         return max(m, k, n) <= GPU_LARGEST
-    if k > CPU_LONGEST or (plain and (batch == 1 or batch * batch * m * k * n <= CPU_SHORT)):
+    work, (short, long) = m * k * n, CPU_SINGLE
+    if k > CPU_LONGEST or (plain and (not short < work <= long if batch == 1 else batch * batch * work <= CPU_SHORT)):
         return False
     return n > 4 or m * k < CPU_TALL or batch >= CPU_LANES

@@ -182,10 +182,11 @@ def mimo_matmul(
         C [..., M, N], contiguous.
 
     Dispatch: this op alone chooses by the batch (`ops/_matmul_rule.py`). Torch's own GEMM computes sums of more than 128
-    terms, up to four columns of a large matrix in batches of fewer than 16, and, without a conjugate, single products
-    and short calls (B matrices of at most 16,384 / B multiply-adds in all); on a GPU, every product with a side above
-    16. All others run in this package's kernels, where the bits of a product depend on its own operands alone;
-    splitting a batch below those bounds changes who computes it, and may change the last bits.
+    terms, up to four columns of a large matrix in batches of fewer than 16, and, without a conjugate, short calls (a
+    single product of up to 2,048 multiply-adds, or B of at most 16,384 / B in all) and single products of more than
+    65,536; on a GPU, every product with a side above 16. All others run in this package's kernels, where the bits of a
+    product depend on its own operands alone; splitting a batch below those bounds changes who computes it, and may
+    change the last bits.
 
     Raises:
         ValueError: shapes disagree (both are named), or on the CPU a result is not finite, whichever library computed
