@@ -224,8 +224,12 @@ struct block_worker {
       SF_UNROLL
     for (int c = 0; c < CT; ++c) {
       const int64_t offset = 2 * i * slots + c * W;
-      if constexpr (Mode == mode::score || Mode == mode::adjoint) __builtin_prefetch(y + offset + y_next);
-      if constexpr (Mode == mode::adjoint) r[i][c] = Col::load_first(y + offset, left(n, c));
+      if constexpr (Mode == mode::score) __builtin_prefetch(y + offset + y_next);
+      if constexpr (Mode == mode::adjoint) {  // by way of members, or GCC would load Y again for every product
+        const T* from = at.y + 2 * (r0 + i) * a.t + c * W;
+        __builtin_prefetch(from + at.y_next);
+        r[i][c] = Col::load_first(from, left(at.n, c));
+      }
       if constexpr (Mode == mode::score) r[i][c] = Col::load_first(y + offset, left(n, c)) - r[i][c];
       if constexpr (Mode == mode::apply) {
         if (!around) __builtin_prefetch(out_y + offset + y_next, 1, 2);
@@ -258,7 +262,7 @@ struct block_worker {
   }
   template <mode Mode, int CT>
   void all_rows(const place& at) {
-    if constexpr (Mode != mode::adjoint)  // there GCC would load Y again for every product
+    if constexpr (Mode != mode::adjoint)  // as in row_tile
       if (at.n == CT * WC) return all_rows<Mode, CT, true>(at);
     all_rows<Mode, CT, false>(at);
   }
