@@ -151,10 +151,13 @@ def test_the_rows_are_means_over_all_crops():
     figures = {"nmse": nmse, "nmse_starts": np.array([[0.01, 2.0], [0.02, 0.03], [3.0, 3.0]]),
                "psnr_db": np.array([20.0, 22.0, 6.0]), "energy": np.array([0.8, 0.9, 5.0])}  # fmt: skip
     codec = SimpleNamespace(config=PhotoCodecConfig())
-    row = evaluate_photos.row_of(evaluate_photos.Job("pvd", 10.0), figures, _protocol(), codec)
+    protocol = _protocol()
+    row = evaluate_photos.row_of(evaluate_photos.Job("pvd", 10.0), figures, protocol, codec)
     assert float(row["success_rate"]) == 0.5 and float(row["psnr_db"]) == 16.0
     assert float(row["nmse_db"]) == pytest.approx(10 * np.log10(1.01), abs=1e-3)
     assert float(row["nmse_median_db"]) == pytest.approx(10 * np.log10(0.02), abs=1e-3)
+    spread = (protocol.images.double() / 255).var(0, correction=0).mean()
+    assert float(row["mse_over_var"]) == pytest.approx(float((0.01 + 10**-2.2 + 10**-0.6) / 3 / spread), abs=1e-5)
     assert float(row["energy_of_successes"]) == 0.85 and float(row["energy_of_failures"]) == 5.0
     error = 10 / np.log(10) * nmse.std(ddof=1) / 3**0.5 / nmse.mean()
     assert float(row["nmse_db_se"]) == pytest.approx(error, abs=1e-3)

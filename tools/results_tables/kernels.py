@@ -55,18 +55,13 @@ def _with_targets(name: str) -> list[str]:
     return [f"Kernels, {_where(read(name))}:", "", *_table(name, lambda r: verdicts(r["target"], r))]
 
 
-def with_targets() -> list[str]:
-    """The rows that a target was set for, in one table; misses stand as misses."""
-    return _with_targets("cpu.csv")
-
-
 def one_thread() -> list[str]:
-    """The same rows on one thread."""
+    """The rows that a target was set for on one thread; misses stand as misses."""
     return _with_targets("cpu_1_thread.csv")
 
 
 def epyc() -> list[str]:
-    """The same rows on another processor."""
+    """The same rows on another processor, the one measured last, on two threads."""
     return _with_targets("epyc.csv")
 
 

@@ -37,26 +37,3 @@ def loops() -> list[str]:
     r = rows[0]
     where = f"{r['device']}, torch {r['torch']}, commit {r['commit']}, {r['date']}"
     return [f"Loops on {where}; launches and waits for the host are counted, not estimated:", "", *table(head, out)]
-
-
-def estimator_loop() -> list[str]:
-    """The DM-VB loop against plain torch, and beyond its networks."""
-    rows = read("vb_loop.csv")
-    plain = next(r for r in rows if r["side"] == "plain torch")
-    ours = [r for r in rows if r is not plain]
-    out = [
-        f"The DM-VB loop, {plain['channels']} channels in batches of {plain['batch']}, four experts, T = {plain['steps']}, "
-        f"{plain['snr_db']} dB, {plain['threads']} threads, commit {plain['commit']}; plain torch (all experts, all rows, "
-        f"{plain['iterations']} iterations, float32) takes {float(plain['seconds_per_channel']):.2f} s a channel:",
-        "",
-        "| side | s a channel | over plain torch | NMSE | forwards a channel | beyond the networks | share of the rate of "
-        "convolutions alone |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in ours:
-        out.append(
-            f"| {r['side']} | {float(r['seconds_per_channel']):.3f} | {float(r['ratio_to_plain']):.1f}x | "
-            f"{float(r['nmse_minus_plain_db']):+.3f} dB | {float(r['forwards_per_channel']):.0f} | "
-            f"{100 * float(r['network_overhead']):.1f} % | {float(r['network_share_of_conv_rate']):.2f} |"
-        )
-    return out

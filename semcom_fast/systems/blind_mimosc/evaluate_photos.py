@@ -5,7 +5,8 @@
 One row per encoder, SNR and receiver. Means and standard errors are over all crops, successes or not; success is an NMSE
 below -6 dB. `nmse_db` is the mean ratio in dB with its standard error carried over to dB, `nmse_median_db` its median.
 `bound` is what the linearised bound predicts for the trained encoder, `bound-random` for a random linear one; both report
-the PSNR with the channel known besides. PVD is sent the penalised codec, which spends `mean_codeword_energy` of its power
+the PSNR with the channel known besides. `mse_over_var` is the mean squared error over the pixels' variance among the
+crops: 1 is the error of their mean image. PVD is sent the penalised codec, which spends `mean_codeword_energy` of its power
 on what all codewords have in common, a superimposed pilot; pilots and known channels go with the plain codec
 (`codec`), and `pvd-plain` is PVD with it, the best of its starts. `pvd_psnr_over_db` is by how much blind reception with
 one start beats the row's receiver, crop by crop. `cbr` counts pilots in blocks of T slots: with Np of them there are
@@ -36,6 +37,7 @@ from ..decibels import mean_db
 from ..evaluation import Figures, KeptEvaluation, fingerprint, table_or_stop
 from ..sgd_jscc.evaluate import mean_of, write_table
 from .experiment import SUCCESS_DB
+from .measures import pixel_variance
 from .networks import PHOTO_CODECS, load_photo_codec, load_photo_denoiser
 from .photo_codec import PhotoCodec
 from .photo_images import SIDE, as_source, crop_covariance, grey, grey_crops, photo_source
@@ -210,6 +212,9 @@ def row_of(job: Job, figures: Figures, protocol: PhotoProtocol, codec: PhotoCode
         if name in figures:
             value = mean_of(figures[name], protocol.origins.numpy())
             row |= {name: f"{value.mean:.4f}", f"{name}_se": f"{value.se:.4f}"}
+    if "psnr_db" in figures:  # of images on [0,1]; the bounds' PSNR is that of their mean squared error, too
+        error = float((10 ** (-figures["psnr_db"] / 10)).mean())
+        row["mse_over_var"] = f"{error / pixel_variance(protocol.images.flatten(1).double() / 255):.5f}"
     if "energy" in figures:
         good = figures["nmse"] < 10 ** (SUCCESS_DB / 10) if "nmse" in figures else np.ones(len(figures["energy"]), bool)
         for name, chosen in (("energy_of_successes", good), ("energy_of_failures", ~good)):
@@ -228,7 +233,7 @@ def _blind_over(blind: Figures | None, figures: Figures, protocol: PhotoProtocol
 
 FIELDS = (
     "encoder", "receiver", "snr_db", "cbr", "success_rate", "nmse_db", "nmse_db_se", "nmse_median_db", "psnr_db",
-    "psnr_db_se", "ssim", "ssim_se", "success_nmse_db", "success_psnr_db", "psnr_known_db", "psnr_known_db_se",
+    "psnr_db_se", "ssim", "ssim_se", "success_nmse_db", "success_psnr_db", "psnr_known_db", "psnr_known_db_se", "mse_over_var",
     "pvd_psnr_over_db", "pvd_psnr_over_db_se", "energy_of_successes", "energy_of_failures", "codec",
     "mean_codeword_energy", "crops", "photographs", "starts", "seed", "networks",
 )  # fmt: skip
