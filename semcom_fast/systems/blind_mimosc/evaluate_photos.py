@@ -233,8 +233,8 @@ def _blind_over(blind: Figures | None, figures: Figures, protocol: PhotoProtocol
 
 FIELDS = (
     "encoder", "receiver", "snr_db", "cbr", "success_rate", "nmse_db", "nmse_db_se", "nmse_median_db", "psnr_db",
-    "psnr_db_se", "ssim", "ssim_se", "success_nmse_db", "success_psnr_db", "psnr_known_db", "psnr_known_db_se", "mse_over_var",
-    "pvd_psnr_over_db", "pvd_psnr_over_db_se", "energy_of_successes", "energy_of_failures", "codec",
+    "psnr_db_se", "ssim", "ssim_se", "success_nmse_db", "success_psnr_db", "psnr_known_db", "psnr_known_db_se",
+    "mse_over_var", "pvd_psnr_over_db", "pvd_psnr_over_db_se", "energy_of_successes", "energy_of_failures", "codec",
     "mean_codeword_energy", "crops", "photographs", "starts", "seed", "networks",
 )  # fmt: skip
 
