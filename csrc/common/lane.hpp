@@ -340,12 +340,8 @@ struct square_sums {
 };
 
 // sum_j p[j]^2 in double, n reals
-SF_HD double square_sum(const double* p, int64_t n) {
-  square_sums s;
-  s.add(p, n);
-  return s.sum();
-}
-SF_HD double square_sum(const float* p, int64_t n) {
+template <class T>
+SF_HD double square_sum(const T* p, int64_t n) {
   square_sums s;
   s.add(p, n);
   return s.sum();

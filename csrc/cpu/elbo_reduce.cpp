@@ -34,7 +34,7 @@ struct elbo_worker {
     const double var = at(a.noise_var, 0, b, 0);
     for (int64_t e = 0; e < a.e; ++e) {
       pilots.residual(b, denoised + e * reals, nullptr, miss);
-      const double data = square_sum(miss, a.nr * pilots.row) / var;  // lanes past 2 r are zero
+      const double data = square_sum<T>(miss, a.nr * pilots.row) / var;  // lanes past 2 r are zero
       const T l = T(-sums[e]), d = T(-data);
       static_cast<T*>(a.out_l)[b * a.e + e] = l, static_cast<T*>(a.out_d)[b * a.e + e] = d;
       if (!((l - l) + (d - d) == 0)) note_lowest(*bad, b * a.e + e);
@@ -51,7 +51,7 @@ struct elbo_worker {
     for (int64_t e = 0; e < a.e; ++e) {
       const T* eps = static_cast<const T*>(a.eps) + (row * a.e + e) * reals + first;
       each_pack<T>(n, [&](int64_t i, int m) SF_LAMBDA { put(miss + i, get(noise + i, m) - get(eps + i, m), m); });
-      sums[e] += a.w[s] * square_sum(miss, n);
+      sums[e] += a.w[s] * square_sum<T>(miss, n);
       if (s != a.tau) continue;
       T* x = denoised + e * reals + first;
       each_pack<T>(n,

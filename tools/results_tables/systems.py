@@ -1,5 +1,7 @@
 """What the systems reach: reception, estimation and denoising against their baselines."""
 
+import itertools
+
 from .source import read, table
 
 SHOWN_GAINS = (
@@ -29,6 +31,7 @@ PHOTO_RECEIVERS = {
 }
 ORACLE_VARIANTS = {"paper": "noise as in (42)", "exact": "exact covariance"}
 PAPER_SNR = {"4": "20", "64": "0"}
+CLASSICAL = (("jpeg", "0"), ("jpeg", "0.1"), ("webp", "0"))  # codec, variance of the channel's error
 
 
 def receiver() -> list[str]:
@@ -166,21 +169,11 @@ def classical_downlink() -> list[str]:
     modes = list(dict.fromkeys(r["mode"] for r in rows))
     cells = {(r["codec"], r["csi_error_var"], r["snr_db"], r["mode"]): r for r in rows if r["scenario"] == "umi"}
     out = []
-    for codec, error, snr in dict.fromkeys(key[:3] for key in cells):
-        if snr not in ("-7", "-3", "1", "3", "7") or (codec, error) not in (
-            ("jpeg", "0"),
-            ("jpeg", "0.1"),
-            ("webp", "0"),
-        ):
-            continue
+    for (codec, error), snr in itertools.product(CLASSICAL, ("-7", "-3", "1", "3", "7")):
         found = [cells[codec, error, snr, mode] for mode in modes]
         best = max(float(r["psnr_db"]) for r in found)
-        shown = [
-            f"{float(r['psnr_db']):.1f} dB, {100 * float(r['bler']):.1f} %"
-            if r["over_budget"] != "1.0000"
-            else "does not fit"
-            for r in found
-        ]
+        shown = [f"{float(r['psnr_db']):.1f} dB, {100 * float(r['bler']):.1f} %" for r in found]
+        shown = [s if float(r["over_budget"]) < 1 else "does not fit" for r, s in zip(found, shown, strict=True)]
         marked = [f"**{s}**" if float(r["psnr_db"]) == best > 0 else s for r, s in zip(found, shown, strict=True)]
         semantic = f"{float(full[snr]):.1f} dB" if error == "0" else "-"
         out.append([codec, error, f"{snr} dB", *marked, semantic])
