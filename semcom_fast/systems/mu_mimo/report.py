@@ -108,11 +108,12 @@ def _classical(settings: RunSettings, protocol: Protocol) -> ClassicalProtocol |
     """The classical links over the same images, channels and noise, where they are asked for."""
     if not settings.classical:
         return None
-    require_extra("sionna.phy", "sionna")
-    return ClassicalProtocol(
+    links = ClassicalProtocol(
         protocol.photos, protocol.channels, settings.classical, snrs_db=protocol.snrs_db, seeds=protocol.seeds,
         csi_error_vars=(protocol.csi_error_var,), subcarriers=settings.subcarriers,
     )  # fmt: skip
+    require_extra("sionna.phy", "sionna")
+    return links
 
 
 def classical_path(settings: RunSettings) -> Path:
