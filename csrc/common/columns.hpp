@@ -40,6 +40,8 @@ template <class T, int W>
 struct pack_cols {
   using real = T;
   static constexpr int reals = W, columns = W / 2;
+  // Of n columns in packs side by side: those of pack c.
+  SF_HD static int left(int n, int c) { return n - c * columns < columns ? n - c * columns : columns; }
   pack<T, W> v;
   SF_HD static pack_cols zero() { return {pack<T, W>(T(0))}; }
   SF_HD static pack_cols load(const T* p) { return {pack<T, W>::load(p)}; }
@@ -60,6 +62,12 @@ struct pack_cols {
   friend SF_HD pack_cols conjugate(pack_cols a) { return {pack<T, W>(T(0)) - a.v * turn_signs<T, W>()}; }
 };
 
+// i z
+template <class T, int W>
+SF_HD pack_cols<T, W> turned(pack_cols<T, W> z) {
+  return {swap_pairs(z.v) * turn_signs<T, W>()};
+}
+
 // The complex product costs two FMAs a column pack: real and imaginary parts of the scalar are accumulated apart, and
 // the one multiplication by +-i happens once at the end.
 template <class T, int W, bool Conj>
@@ -71,22 +79,19 @@ struct product<pack_cols<T, W>, Conj> {
     b = b + x.v * pack<T, W>(s.im);
   }
   SF_HD pack_cols<T, W> value() const {
-    const pack<T, W> turned = swap_pairs(b) * turn_signs<T, W>();
-    return {Conj ? a - turned : a + turned};
+    const pack_cols<T, W> ib = turned(pack_cols<T, W>{b});
+    return {Conj ? a - ib.v : a + ib.v};
   }
 };
 
-// re + i im summed over the lanes: the sum over the columns of r conj(x), as two real dot products against x and i x.
+// re + i im summed over the lanes: the sum over the columns of r conj(z), as two real dot products, with z and with i
+// z.
 template <class T, int W, int CT>
-SF_HD void inner_columns(const pack_cols<T, W> (&r)[CT], const T* x, pack<T, W>& re, pack<T, W>& im) {
-  using P = pack<T, W>;
-  re = r[0].v * P::load(x), im = r[0].v * swap_pairs(P::load(x));
+SF_HD void inner_columns(const pack_cols<T, W> (&r)[CT], const pack_cols<T, W> (&z)[CT],
+                         const pack_cols<T, W> (&iz)[CT], pack<T, W>& re, pack<T, W>& im) {
+  re = r[0].v * z[0].v, im = r[0].v * iz[0].v;
   SF_UNROLL
-  for (int c = 1; c < CT; ++c) {
-    const P s = P::load(x + c * W);
-    re = re + r[c].v * s, im = im + r[c].v * swap_pairs(s);
-  }
-  im = im * turn_signs<T, W>();
+  for (int c = 1; c < CT; ++c) re = re + r[c].v * z[c].v, im = im + r[c].v * iz[c].v;
 }
 #endif
 

@@ -19,8 +19,8 @@ struct block_args {
   int64_t y_b, h_b, x_b, probe_b;
   const void* noise_var;  // real [B] or [1] with stride 0, or null for 1
   int64_t noise_var_b;
-  void *out_y, *out_h, *out_x;       // any of apply's y, score_h, and adjoint's or score's x-side result
-  double* energies;                  // likelihood_score: [B,K,2+U] block energies (residual, probe_y, probe_x per user)
+  void *out_y, *out_h, *out_x;  // any of apply's y, score_h, and adjoint's or score's x-side result
+  double* energies;  // likelihood_score: [B,K,2+U] of blocks: residual, then with a probe probe_y and probe_x per user
   void *energy, *probe_x, *probe_y;  // their sums over K, on the CPU: real [B], [B,U], [B]
   pool_fn pool;
   int64_t bad;  // out: lowest flat block index b*K + k with a non-finite result, -1 if none

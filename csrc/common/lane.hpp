@@ -336,6 +336,23 @@ struct square_sums {
       even = even + a * a;
     }
   }
+  template <int First, int... I>
+  SF_HD static D half(pack<float, 2 * W> v, int_list<I...>) {
+    return widen(__builtin_shufflevector(v.v, v.v, (First + I)...));
+  }
+  SF_HD static D low(pack<float, 2 * W> v) { return half<0>(v, make_list<W>()); }
+  SF_HD static D high(pack<float, 2 * W> v) { return half<W>(v, make_list<W>()); }
+  SF_HD void add(pack<float, 2 * W> v) {
+    const D a = low(v), b = high(v);
+    even = even + a * a, odd = odd + b * b;
+  }
+  SF_HD void add(pack<double, W> v) {  // to either in turn
+    const D next = odd;
+    odd = even + v * v, even = next;
+  }
+  // Adds v itself, which is 0, or NaN where something is not finite.
+  SF_HD void taint(pack<float, 2 * W> v) { even = even + low(v), odd = odd + high(v); }
+  SF_HD void taint(pack<double, W> v) { even = even + v; }
   SF_HD double sum() const { return (even + odd).sum(); }
 };
 

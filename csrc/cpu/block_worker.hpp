@@ -15,6 +15,7 @@
 #include "channel_score.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
+#include "single_stream.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -32,9 +33,10 @@ struct block_worker {
   const block_args& a;
   int64_t M;  // streams
   channel_score<T> channel;
-  T *xs, *hs;  // packed X [M][CT*W], H [Nr][2M] (U > 1)
-  T* gx;       // GX accumulators [M][CT][2*W]
-  T* rs;       // one tile of R [max_rt][CT*W]
+  const T* xs;     // X of a chunk [M][CT*W]
+  T *packed, *hs;  // room for it, and for H [Nr][2M] (U > 1)
+  T* gx;           // GX accumulators [M][CT][2*W]
+  T* rs;           // one tile of R [max_rt][CT*W]
   scratch<T> memory;
   int64_t x_row;                  // reals of X per row of a block, rounded up
   bool spread;                    // look ahead: for smaller blocks it costs as much as it gains
@@ -64,10 +66,9 @@ struct block_worker {
       p += (n + W - 1) / W * W;
       return q;
     };
-    xs = take(M * row), channel.xt = take(turned), hs = take(2 * M * a.nr), channel.gh = take(of_gh);
+    packed = take(M * row), channel.xt = take(turned), hs = take(2 * M * a.nr), channel.gh = take(of_gh);
     gx = take(2 * M * row), rs = take(max_rt * row);
-    channel.xs = xs, channel.rs = rs;
-    for (int64_t j = 0; j < turned; ++j) channel.xt[j] = T(0);
+    xs = packed, channel.xs = xs, channel.rs = rs;
   }
 
   int64_t near_block(int64_t u, int64_t k) const { return 2 * (u * near.user + k - near.first) * a.nr * a.nt; }
@@ -113,16 +114,20 @@ struct block_worker {
     return hs;
   }
 
+  // The users' codewords side by side as [M][CT*W]; one user's whole rows are used where they lie, on whole lines.
   template <int CT>
   void pack_x(const void* x, int64_t stride, int64_t b, int64_t k, int64_t t0, int n) {
-    for (int64_t u = 0; u < a.u; ++u) {
-      const T* src = x_of(a, x, stride, b, u, k) + 2 * t0;
-      for (int64_t m = 0; m < a.nt; ++m)
-        for (int c = 0; c < CT; ++c)
-          Col::load_first(src + 2 * m * a.t + c * W, left(n, c)).store(xs + ((u * a.nt + m) * CT + c) * W);
-    }
+    const int64_t users = a.u, rows = a.nt, slots = a.t, next_user = 2 * a.k * rows * slots;
+    const T* src = x_of(a, x, stride, b, 0, k) + 2 * t0;
+    xs = packed;
+    if (users == 1 && slots == CT * WC && uintptr_t(src) % 64 == 0) xs = src;
+    channel.xs = xs;
+    if (xs == src) return;
+    T* to = packed;
+    for (int64_t u = 0; u < users; ++u, src += next_user)
+      for (int64_t m = 0; m < rows; ++m)
+        for (int c = 0; c < CT; ++c, to += W) Col::load_first(src + 2 * m * slots + c * W, Col::left(n, c)).store(to);
   }
-  static int left(int n, int c) { return n - c * WC < WC ? n - c * WC : WC; }
 
   // Where one chunk of one block reads and writes, and what it adds up.
   struct place {
@@ -179,7 +184,7 @@ struct block_worker {
       SF_HD void set(int64_t m, int c, const Adj& q) const {
         if (s.last) {
           const Col v = q.value() * s.scale;
-          put_columns(v, s.dst + 2 * m * s.t + c * W, left(s.n, c), s.around);
+          put_columns(v, s.dst + 2 * m * s.t + c * W, Col::left(s.n, c), s.around);
           *s.seen = *s.seen + (v - v);
         } else {
           T* p = s.acc + (m * CT + c) * 2 * W;
@@ -228,12 +233,12 @@ struct block_worker {
       if constexpr (Mode == mode::adjoint) {  // by way of members, or GCC would load Y again for every product
         const T* from = at.y + 2 * (r0 + i) * a.t + c * W;
         __builtin_prefetch(from + at.y_next);
-        r[i][c] = Col::load_first(from, left(at.n, c));
+        r[i][c] = Col::load_first(from, Col::left(at.n, c));
       }
-      if constexpr (Mode == mode::score) r[i][c] = Col::load_first(y + offset, left(n, c)) - r[i][c];
+      if constexpr (Mode == mode::score) r[i][c] = Col::load_first(y + offset, Col::left(n, c)) - r[i][c];
       if constexpr (Mode == mode::apply) {
         if (!around) __builtin_prefetch(out_y + offset + y_next, 1, 2);
-        put_columns(r[i][c], out_y + offset, left(n, c), around);
+        put_columns(r[i][c], out_y + offset, Col::left(n, c), around);
         seen = seen + (r[i][c] - r[i][c]);
       }
       if constexpr (energetic) r[i][c].store(tile + (i * CT + c) * W);
@@ -268,29 +273,20 @@ struct block_worker {
   }
 
   void store_gh(int64_t b, int64_t k, T scale) {
+    const bool flat = a.u == 1 && channel.row == 2 * a.nt;  // rows follow one another here and there
+    const int64_t rows = flat ? 1 : a.nr, entries = flat ? a.nr * a.nt : a.nt, next = channel.row;
+    const bool around = around_h && !near.gh;
     Col seen = Col::zero();
-    if (M == 1 && !around_h) {  // all rows in a piece
-      T* dst = gh_of(b, 0, k);
-      for (int64_t r = 0; r < a.nr; r += WC) {
-        const int n = a.nr - r < WC ? int(a.nr - r) : WC;
-        const Col v = Col::load_first(channel.gh + 2 * r, n) * scale;
-        v.store_first(dst + 2 * r, n);
-        seen = seen + (v - v);
-      }
-      bad = bad + seen;
-      return;
-    }
     for (int64_t u = 0; u < a.u; ++u) {
+      const T* src = channel.gh + 2 * u * a.nt;
       T* dst = gh_of(b, u, k);
-      for (int64_t r = 0; r < a.nr; ++r) {
-        const T* src = channel.gh + r * channel.row + 2 * u * a.nt;
-        for (int64_t m = 0; m < a.nt; m += WC) {
-          const int n = a.nt - m < WC ? int(a.nt - m) : WC;
+      for (int64_t r = 0; r < rows; ++r, src += next, dst += 2 * entries)
+        for (int64_t m = 0; m < entries; m += WC) {
+          const int n = entries - m < WC ? int(entries - m) : WC;
           const Col v = Col::load_first(src + 2 * m, n) * scale;
-          put_columns(v, dst + 2 * (r * a.nt + m), n, around_h && !near.gh);
+          put_columns(v, dst + 2 * m, n, around);
           seen = seen + (v - v);
         }
-      }
     }
     bad = bad + seen;
   }
@@ -305,7 +301,7 @@ struct block_worker {
       at.out_x = static_cast<T*>(a.out_x) + 2 * ((b * a.u * a.k + k) * a.nt * a.t + t0);
     }
     if constexpr (Mode != mode::adjoint) pack_x<CT>(a.x, a.x_b, b, k, t0, n);
-    if (Mode == mode::score && channel.transposed()) channel.template transpose<CT>(n);
+    if (Mode == mode::score && channel.transposed()) channel.template transpose<CT>();
     all_rows<Mode, CT>(at);
     if (Mode == mode::score && a.probe) {
       pack_x<CT>(a.probe, a.probe_b, b, k, t0, n);
@@ -314,14 +310,17 @@ struct block_worker {
     }
   }
 
+  T scale_of(int64_t b) const {
+    return a.noise_var ? T(1.0 / double(static_cast<const T*>(a.noise_var)[b * a.noise_var_b])) : T(1);
+  }
+
   template <mode Mode>
   void block(int64_t b, int64_t k, double* energy) {
-    T scale = T(1);
-    if (Mode == mode::score && a.noise_var)
-      scale = T(1.0 / double(static_cast<const T*>(a.noise_var)[b * a.noise_var_b]));
+    const T scale = Mode == mode::score ? scale_of(b) : T(1);
     const T* h = pack_h(b, k);
     if (spread && Mode != mode::adjoint) look_ahead<Mode>(b, k);
-    for (int64_t u = 0; u < a.u; ++u) energy[2 + u] = 0;
+    if (Mode == mode::score && a.probe)
+      for (int64_t u = 0; u < a.u; ++u) energy[2 + u] = 0;
     bad = Col::zero(), residual = through = square_sums();
     for (int64_t t0 = 0; t0 < a.t; t0 += max_ct * WC) {
       const int n = a.t - t0 < max_ct * WC ? int(a.t - t0) : max_ct * WC;
@@ -333,24 +332,39 @@ struct block_worker {
         chunk<Mode, 1>(b, k, h, t0, n, scale, energy);
     }
     if constexpr (Mode == mode::score) store_gh(b, k, scale);
-    if constexpr (sizeof(T) == 4) {  // adds 0, or NaN where a result is not finite
-      using H = typename vec_of<T, W / 2>::VU;
-      const H* half = reinterpret_cast<const H*>(&bad.v.v);
-      residual.even = residual.even + widen(half[0]), residual.odd = residual.odd + widen(half[1]);
-    } else {
-      residual.even = residual.even + square_sums::D(bad.v.v);
-    }
+    residual.taint(bad.v);
     energy[0] = residual.sum();
-    energy[1] = a.probe ? through.sum() : 0;
+    if (Mode == mode::score && a.probe) energy[1] = through.sum();
   }
 
-  // One block, and whether its results and energies are finite.
+  // Blocks [k, last) of item b. Returns the first one with a result or an energy that is not finite, or -1.
   template <mode Mode>
-  bool good_block(int64_t b, int64_t k, double* energy) {
-    block<Mode>(b, k, energy);
-    double total = 0;  // also the probe's energies
-    for (int64_t e = 0; e < 2 + a.u; ++e) total += energy[e];
-    return total - total == 0;
+  int64_t run(int64_t b, int64_t k, int64_t last, double* energies) {
+    if (Mode == mode::score && M == 1) return run_stream(b, k, last, energies);
+    int64_t found = -1;
+    for (; k < last; ++k) {
+      block<Mode>(b, k, energies);
+      double total = energies[0];
+      if (Mode == mode::score && a.probe)
+        for (int64_t e = 1; e < 2 + a.u; ++e) total += energies[e];
+      if (total - total != 0 && found < 0) found = k;
+      if (a.energies) energies += 2 + a.u;
+    }
+    return found;
+  }
+  int64_t run_stream(int64_t b, int64_t k, int64_t last, double* energies) {
+    const int64_t step = a.h_adjoint ? 1 : last - k;  // H from H^H is made one block at a time
+    int64_t found = -1;
+    for (; k < last; k += step, energies += 3 * step) {
+      const T* y = static_cast<const T*>(a.y) + 2 * (b * a.y_b + k * a.nr * a.t);
+      const T* probe = a.probe ? x_of(a, a.probe, a.probe_b, b, 0, k) : nullptr;
+      T* out_x = static_cast<T*>(a.out_x) + 2 * (b * a.k + k) * a.t;
+      const single_stream<T> blocks{pack_h(b, k), x_of(a, a.x, a.x_b, b, 0, k), y, probe, gh_of(b, 0, k), out_x,
+                                    channel.gh, a.nr, a.t, scale_of(b), around_x};
+      const int64_t bad = blocks.run(step, energies);
+      if (bad >= 0 && found < 0) found = k + bad;
+    }
+    return found;
   }
 };
 
@@ -369,9 +383,11 @@ void run_blocks(block_args& a) {
   parallel_for(a.pool, a.b * a.k, grain, [&](int64_t begin, int64_t end) {
     block_worker<T> worker(a);
     const scratch<double> own(a.energies ? 0 : 2 + a.u);
-    for (int64_t i = begin; i < end; ++i) {
-      double* energy = a.energies ? a.energies + i * (2 + a.u) : own;
-      if (!worker.template good_block<Mode>(i / a.k, i % a.k, energy)) note_lowest(a.bad, i);
+    for (int64_t i = begin, next; i < end; i = next) {  // the blocks of one item
+      const int64_t b = i / a.k, k = i % a.k, last = k + end - i < a.k ? k + end - i : a.k;
+      next = b * a.k + last;
+      const int64_t bad = worker.template run<Mode>(b, k, last, a.energies ? a.energies + i * (2 + a.u) : own);
+      if (bad >= 0) note_lowest(a.bad, b * a.k + bad);
     }
   });
 }

@@ -4,6 +4,7 @@
 #include "../common/columns.hpp"
 #include "parallel.hpp"
 #include "sums.hpp"
+#include "transpose.hpp"
 
 namespace sf {
 inline namespace SF_NS {
@@ -11,7 +12,8 @@ inline namespace SF_NS {
 template <class T>
 struct channel_score {
   static constexpr int W = native_width<T>, WC = W / 2;
-  static constexpr int outer_from = WC < 4 ? WC : 4;  // streams from which lanes along them beat dot products
+  // Streams from which lanes along them beat dot products.
+  static constexpr int outer_from = WC < 4 ? WC : WC < 8 ? 4 : 5;
   using Col = pack_cols<T, W>;
   using Adj = product<Col, true>;
 
@@ -23,15 +25,22 @@ struct channel_score {
       : M(streams), MV((streams + WC - 1) / WC), row(streams < outer_from ? 2 * streams : MV * W) {}
   bool transposed() const { return M >= outer_from; }
 
-  // X^T with the streams along the lanes
+  // X^T with the streams along the lanes, a square of WC streams and slots at a time
   template <int CT>
-  void transpose(int n) {
-    using pair = pack<T, 2>;
+  void transpose() {
     const int64_t streams = M, next = row;  // locals here and below: the stores may alias the members
-    for (int64_t m = 0; m < streams; ++m) {
+    for (int64_t m = 0; m < streams; m += WC) {
       const T* src = xs + m * CT * W;
       T* dst = xt + 2 * m;
-      for (int s = 0; s < n; ++s) pair::load(src + 2 * s).store(dst + s * next);
+      const int64_t n = streams - m < WC ? streams - m : WC;
+      for (int c = 0; c < CT; ++c, src += W) {
+        pack<T, W> z[WC];
+    SF_UNROLL
+        for (int i = 0; i < WC; ++i) z[i] = i < n ? pack<T, W>::load(src + i * CT * W) : pack<T, W>(T(0));
+        transpose_squares<WC, 2>(z);
+        SF_UNROLL
+        for (int s = 0; s < WC; ++s, dst += next) z[s].store(dst);
+      }
     }
   }
 
@@ -64,21 +73,15 @@ struct channel_score {
     T* to = gh + r0 * row;
     const int64_t streams = M;
     for (int64_t m = 0; m < streams; ++m, x += CT * W, to += 2) {
+      Col z[CT], iz[CT];
+      SF_UNROLL
+      for (int c = 0; c < CT; ++c) z[c] = Col::load(x + c * W), iz[c] = turned(z[c]);
       pack<T, W> p[2 * RT];
       SF_UNROLL
-      for (int i = 0; i < RT; ++i) inner_columns(r[i], x, p[2 * i], p[2 * i + 1]);
-      if constexpr (2 * RT <= W) {
-        const pack<T, 2 * RT> g = sums_of_few(p);
-        if (streams == 1) {
-          (first ? g : g + pack<T, 2 * RT>::load(to)).store(to);
-        } else {
-          SF_UNROLL
-          for (int i = 0; i < RT; ++i) add_entry(to + 2 * i * streams, g.v[2 * i], g.v[2 * i + 1], first);
-        }
-      } else {
-        SF_UNROLL
-        for (int i = 0; i < RT; ++i) add_entry(to + 2 * i * streams, p[2 * i].sum(), p[2 * i + 1].sum(), first);
-      }
+      for (int i = 0; i < RT; ++i) inner_columns(r[i], z, iz, p[2 * i], p[2 * i + 1]);
+      const auto g = sums_of_few(p);
+      SF_UNROLL
+      for (int i = 0; i < RT; ++i) add_entry(to + 2 * i * streams, g.v[2 * i], g.v[2 * i + 1], first);
     }
   }
   SF_HD static void add_entry(T* to, T re, T im, bool first) {

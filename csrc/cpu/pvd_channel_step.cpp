@@ -87,8 +87,7 @@ struct channel_worker {
       good = good && v.valid;
     }
     blocks.near = {denoised, score, group, first};
-    for (int64_t k = first; k < last; ++k)
-      good = blocks.template good_block<mode::score>(b, k, s.energies + (b * s.k + k) * (2 + s.u)) && good;
+    good = blocks.template run<mode::score>(b, first, last, s.energies + (b * s.k + first) * (2 + s.u)) < 0 && good;
     for (int64_t u = 0; u < s.u; ++u)
       good = move(levels_of(b, u), b, (u * s.k + first) * entries, n, u * group * entries) && good;
     return good;

@@ -24,10 +24,14 @@ SF_HD pack<T, W / 2> folded(pack<T, W> a, int_list<I...>) {
   return pack<T, W / 2>(__builtin_shufflevector(a.v, a.v, I...)) +
          pack<T, W / 2>(__builtin_shufflevector(a.v, a.v, (I + W / 2)...));
 }
-// The same of N <= W packs, in a pack of N.
+// The same of N packs, in a pack of N.
 template <int N, class T, int W>
 SF_HD pack<T, N> sums_of_few(const pack<T, W> (&p)[N]) {
-  if constexpr (N == W) {
+  if constexpr (N > W) {
+    pack<T, N> r;
+    for (int i = 0; i < N; ++i) r.v[i] = p[i].sum();
+    return r;
+  } else if constexpr (N == W) {
     return sums_of(p);
   } else {
     pack<T, W / 2> half[N];

@@ -7,11 +7,29 @@
 namespace sf {
 inline namespace SF_NS {
 
+// Exchange blocks of D reals between two rows.
+template <int D, class V, int... I>
+SF_HD void exchange(V& a, V& b, int_list<I...>) {
+  constexpr int W = sizeof...(I);
+  const V x = __builtin_shufflevector(a, b, ((I & D) == 0 ? I : W + I - D)...);
+  b = __builtin_shufflevector(a, b, ((I & D) == 0 ? I + D : W + I)...);
+  a = x;
+}
+// Every R x R square of entries of `Reals` reals: log2(R) exchanges between rows i and i + D.
+template <int R, int Reals = 1, int D = R / 2, class T, int W>
+SF_HD void transpose_squares(pack<T, W>* v) {
+  if constexpr (D > 0) {
+  SF_UNROLL
+    for (int i = 0; i < R; ++i)
+      if (!(i & D)) exchange<D * Reals>(v[i].v, v[i + D].v, make_list<W>());
+    transpose_squares<R, Reals, D / 2>(v);
+  }
+}
+
 // Gap > 0: W matrices exactly, that many reals apart, so that no table of addresses is needed.
 template <class T, int W, int Gap = 0>
 struct transposer {
   using P = pack<T, W>;
-  using V = typename P::V;
   template <int R>
   using run = typename vec_of<T, R>::V;
   template <int R>
@@ -26,23 +44,6 @@ struct transposer {
     for (int i = 0; i < W; ++i, base += i < count ? stride : 0) from[i] = base;
   }
   SF_HD const T* at(int i) const { return Gap ? from[0] + i * Gap : from[i]; }
-
-  // Exchange blocks of D reals between rows i and i + D: log2(R) of these transpose every R x R square.
-  template <int D, int... I>
-  static SF_HD void exchange(V& a, V& b, int_list<I...>) {
-    const V x = __builtin_shufflevector(a, b, ((I & D) == 0 ? I : W + I - D)...);
-    b = __builtin_shufflevector(a, b, ((I & D) == 0 ? I + D : W + I)...);
-    a = x;
-  }
-  template <int R, int D = R / 2>
-  static SF_HD void squares(V* v) {
-    if constexpr (D > 0) {
-    SF_UNROLL
-      for (int i = 0; i < R; ++i)
-        if (!(i & D)) exchange<D>(v[i], v[i + D], make_list<W>());
-      squares<R, D / 2>(v);
-    }
-  }
 
   // S reals made of runs of R, from lanes i, i + R, ...
   template <int R, int S>
@@ -72,12 +73,12 @@ struct transposer {
   template <int R>
   SF_HD void load_square(int64_t first, P* out) const {
     ask<R>(first);
-    V v[R];
+    P v[R];
     SF_UNROLL
-    for (int i = 0; i < R; ++i) v[i] = join<R, W>(i, first);
-    squares<R>(v);
+    for (int i = 0; i < R; ++i) v[i] = P(join<R, W>(i, first));
+    transpose_squares<R>(v);
     SF_UNROLL
-    for (int i = 0; i < R; ++i) out[i] = P(v[i]);
+    for (int i = 0; i < R; ++i) out[i] = v[i];
   }
   SF_HD void load(int64_t first, int64_t n, P* out) const {
     int64_t j = 0;
@@ -105,12 +106,12 @@ struct transposer {
   }
   template <int R>
   SF_HD void store_square(int64_t first, const P* in) const {
-    V v[R];
+    P v[R];
     SF_UNROLL
-    for (int i = 0; i < R; ++i) v[i] = in[i].v;
-    squares<R>(v);
+    for (int i = 0; i < R; ++i) v[i] = in[i];
+    transpose_squares<R>(v);
     SF_UNROLL
-    for (int i = 0; i < R; ++i) part<R, W>(v[i], i, first);
+    for (int i = 0; i < R; ++i) part<R, W>(v[i].v, i, first);
   }
   SF_HD void store(int64_t first, int64_t n, const P* in) const {
     int64_t j = 0;
