@@ -1,11 +1,13 @@
 // C = A B with either operand transposed, conjugated or strided, for many small matrices: lanes along the batch
-// (matmul_batch.hpp), along N (matmul_columns.hpp) or along K (matmul_dots.hpp), by sizes and strides alone. The first
-// two run multiply_tile; a column times a row (matmul_scalar.hpp) needs neither a tile nor a transposition. conj(A) is
-// the conjugating product; A conj(B) = conj(conj(A) B), so that B never is conjugated: the result is, when it is
-// stored. Every entry is the same sum in the same order whatever the tile, the band, the batch or the thread.
+// (matmul_batch.hpp), along N (matmul_columns.hpp) or along K (matmul_dots.hpp; matmul_packed.hpp for a few terms), by
+// sizes and strides alone. The first two run multiply_tile; a column times a row (matmul_scalar.hpp) needs neither a
+// tile nor a transposition. conj(A) is the conjugating product; A conj(B) = conj(conj(A) B), so that B never is
+// conjugated: the result is, when it is stored. Every entry is the same sum in the same order whatever the tile, the
+// band, the batch or the thread.
 #include "matmul_batch.hpp"
 #include "matmul_columns.hpp"
 #include "matmul_dots.hpp"
+#include "matmul_packed.hpp"
 #include "matmul_scalar.hpp"
 
 namespace sf {
@@ -40,6 +42,9 @@ void matmul_on(matmul_args& a) {
   if (dot_rows<T, Conj>::takes(a))
     return share(items * a.m, each / a.m,
                  [&](int64_t begin, int64_t end) { dot_rows<T, Conj>(a).run(begin, end, a.bad); });
+  if (packed_rows<T, Conj>::takes(a))
+    return share(items * a.m, each / a.m,
+                 [&](int64_t begin, int64_t end) { packed_rows<T, Conj>(a).run(begin, end, a.bad); });
   if (along_batch<T>(a)) {
     constexpr int W = batch_lanes<T, Conj>::W;
     return share((items + W - 1) / W, W * each, [&](int64_t begin, int64_t end) {

@@ -12,6 +12,7 @@ ITEMS = 5
 # lanes along K (N = 1), rows times numbers (K = 1), and tiles up to six packs wide, whole and with odd ends
 SIZES = [
     *itertools.product((1, 3, 9, 64), (5, 16, 17, 40), (1,)),
+    *itertools.product((4, 8, 16, 21, 64), (2, 4, 8), (1,)),
     *itertools.product((1, 2, 9), (1,), (1, 3, 7, 8, 24, 49)),
     *itertools.product((1, 3), (5, 17), (24, 25, 48)),
 ]
