@@ -118,7 +118,8 @@ def flatten_lead(t: Tensor, lead: torch.Size, item_ndim: int) -> Tensor:
 def plain(t: Tensor) -> Tensor:
     """Contiguous memory without lazy conjugate or negative bits: what `data_ptr()` of a kernel argument must see."""
     if t.is_conj() or t.is_neg():
-        return t.new_empty(t.shape).copy_(t)  # one pass, where resolving keeps strides that are then copied again
+        # one pass, where resolving keeps strides that are then copied again; new_empty would resolve as well
+        return torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t)
     return t if t.is_contiguous() else t.contiguous()
 
 
