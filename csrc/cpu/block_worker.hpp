@@ -16,6 +16,7 @@
 #include "parallel.hpp"
 #include "scratch.hpp"
 #include "single_stream.hpp"
+#include "square_sums.hpp"
 
 namespace sf {
 inline namespace SF_NS {

@@ -4,6 +4,7 @@
 #include "levels.hpp"
 #include "packs.hpp"
 #include "pilot_basis.hpp"
+#include "square_sums.hpp"
 
 namespace sf {
 inline namespace SF_NS {

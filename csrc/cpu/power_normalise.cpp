@@ -2,6 +2,7 @@
 #include "../common/lane.hpp"
 #include "../common/kernels.hpp"
 #include "parallel.hpp"
+#include "square_sums.hpp"
 
 namespace sf {
 inline namespace SF_NS {

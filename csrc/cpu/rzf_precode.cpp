@@ -4,6 +4,7 @@
 #include "one_channel.hpp"
 #include "precode_jobs.hpp"
 #include "solve_columns.hpp"
+#include "square_sums.hpp"
 
 namespace sf {
 inline namespace SF_NS {

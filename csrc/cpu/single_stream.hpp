@@ -4,6 +4,7 @@
 #pragma once
 #include "../common/columns.hpp"
 #include "around.hpp"
+#include "square_sums.hpp"
 #include "sums.hpp"
 
 namespace sf {

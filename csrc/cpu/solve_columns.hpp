@@ -7,6 +7,7 @@
 #include "factor_columns.hpp"
 #include "packs.hpp"
 #include "regularised.hpp"
+#include "square_sums.hpp"
 
 namespace sf {
 inline namespace SF_NS {

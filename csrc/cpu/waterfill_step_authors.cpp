@@ -1,6 +1,7 @@
 // The masked update and top-up of the authors' published code: the state f stays un-normalised, g is what the network
 // sees. An item is one task: its unit-RMS factor needs all of it.
 #include "../common/power_scale.hpp"
+#include "square_sums.hpp"
 #include "waterfill.hpp"
 
 namespace sf {
