@@ -102,6 +102,21 @@ constexpr int packed_tile_rows = 4;
 constexpr int packed_tile_rows = 2;
 #endif
 
+// Rows [r, end) in tiles of packed_tile_rows and one of what is left: f(rows_of_tile<N>, first row) for each.
+template <int N>
+struct rows_of_tile {
+  static constexpr int value = N;
+};
+template <class F>
+SF_HD void in_tiles(int64_t r, int64_t end, const F& f) {
+  for (; r + packed_tile_rows <= end; r += packed_tile_rows) f(rows_of_tile<packed_tile_rows>{}, r);
+  if constexpr (packed_tile_rows == 4) {
+    if (r + 3 == end) return f(rows_of_tile<3>{}, r);
+    if (r + 2 == end) return f(rows_of_tile<2>{}, r);
+  }
+  if (r < end) f(rows_of_tile<1>{}, r);
+}
+
 // p[i][c] += sum_{m<n} a(i, m) * b(m, c), with conj(a) for a conjugating product: a tile of RT rows and CT column
 // packs. `a` yields scalar2, `b` yields Col.
 template <class Col, bool Conj, int RT, int CT, class A, class B>

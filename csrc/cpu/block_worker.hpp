@@ -13,6 +13,7 @@
 #include "../common/kernels.hpp"
 #include "around.hpp"
 #include "channel_score.hpp"
+#include "codeword_panel.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
 #include "single_stream.hpp"
@@ -23,10 +24,13 @@ inline namespace SF_NS {
 
 enum class mode { apply, adjoint, score, probe };  // probe: energy of H X alone
 
-template <class T>
+// Panels: blocks of many rows, whose sums over rows stay in registers (codeword_panel.hpp). A worker of its own, since
+// code beside that of small blocks costs them registers.
+template <class T, bool Panels>
 struct block_worker {
   static constexpr int W = native_width<T>, WC = W / 2, max_ct = 3;
   static constexpr int max_rt = packed_tile_rows;
+  static constexpr int panel_rows = 32;  // of R in cache, where there are that many
   using Col = pack_cols<T, W>;
   using Fwd = product<Col, false>;
   using Adj = product<Col, true>;
@@ -37,7 +41,7 @@ struct block_worker {
   const T* xs;     // X of a chunk [M][CT*W]
   T *packed, *hs;  // room for it, and for H [Nr][2M] (U > 1)
   T* gx;           // GX accumulators [M][CT][2*W]
-  T* rs;           // one tile of R [max_rt][CT*W]
+  T* rs;           // a tile or a panel of R [panel_rows][CT*W]
   scratch<T> memory;
   int64_t x_row;                  // reals of X per row of a block, rounded up
   bool spread;                    // look ahead: for smaller blocks it costs as much as it gains
@@ -60,7 +64,7 @@ struct block_worker {
   explicit block_worker(const block_args& args) : a(args), M(args.u * args.nt), channel(M) {
     x_row = (2 * a.nt * a.t + a.nr - 1) / a.nr, spread = a.nr * a.nt >= 16;
     const int64_t row = max_ct * W, turned = max_ct * WC * channel.MV * W, of_gh = a.nr * channel.MV * W;
-    memory.allocate(3 * M * row + turned + 2 * M * a.nr + of_gh + max_rt * row + 8 * W);
+    memory.allocate(3 * M * row + turned + 2 * M * a.nr + of_gh + panel_rows * row + 8 * W);
     T* p = memory;
     auto take = [&](int64_t n) {
       T* q = p;
@@ -68,8 +72,8 @@ struct block_worker {
       return q;
     };
     packed = take(M * row), channel.xt = take(turned), hs = take(2 * M * a.nr), channel.gh = take(of_gh);
-    gx = take(2 * M * row), rs = take(max_rt * row);
-    xs = packed, channel.xs = xs, channel.rs = rs;
+    gx = take(2 * M * row), rs = take(panel_rows * row);
+    xs = packed, channel.xs = xs;
   }
 
   int64_t near_block(int64_t u, int64_t k) const { return 2 * (u * near.user + k - near.first) * a.nr * a.nt; }
@@ -195,13 +199,18 @@ struct block_worker {
     };
   };
 
-  // Whole: the chunk's slots fill their packs.
-  template <mode Mode, int RT, int CT, bool Whole>
+  gx_rows rows_of(const place& at, int64_t u, int ct, int n, bool first, bool last, Col* seen) const {
+    return {gx + u * a.nt * ct * 2 * W, at.out_x + u * at.out_x_user, a.t, n, first, last, around_x, at.scale, seen};
+  }
+
+  // Whole: the chunk's slots fill their packs. Alone: R goes to its panel, which does the rest.
+  template <mode Mode, int RT, int CT, bool Whole, bool Alone = false>
   void row_tile(const place& at, int64_t r0) {
     // locals: whatever is stored might be a member otherwise
     const int64_t streams = M, slots = a.t, y_next = at.y_next;
     const T *h = at.h + 2 * r0 * streams, *x = xs, *y = at.y ? at.y + 2 * r0 * slots : nullptr;
-    T *const tile = rs, *const out_y = at.out_y ? at.out_y + 2 * r0 * slots : nullptr;
+    T* const tile = Alone ? rs + r0 % panel_rows * CT * W : rs;
+    T* const out_y = at.out_y ? at.out_y + 2 * r0 * slots : nullptr;
     const int n = Whole ? CT * WC : at.n;
     const bool around = around_y;
     const auto h_at = [=](int i, int64_t m)
@@ -244,6 +253,7 @@ struct block_worker {
       }
       if constexpr (energetic) r[i][c].store(tile + (i * CT + c) * W);
     }
+    if constexpr (Alone) return;
     if constexpr (energetic) (Mode == mode::score ? residual : through).add(tile, RT * CT * W);
     if constexpr (Mode == mode::score || Mode == mode::adjoint) {
       const bool last = r0 + RT == a.nr;
@@ -256,7 +266,7 @@ struct block_worker {
       }
     }
     bad = bad + seen;
-    if constexpr (Mode == mode::score) channel.add(r, r0, n, at.first_chunk);
+    if constexpr (Mode == mode::score) channel.template add<RT, CT>(r, tile, r0, n, at.first_chunk);
   }
 
   template <mode Mode, int CT, bool Whole>
@@ -266,8 +276,38 @@ struct block_worker {
     for (; r + 2 <= a.nr; r += 2) row_tile<Mode, 2, CT, Whole>(at, r);
     for (; r < a.nr; ++r) row_tile<Mode, 1, CT, Whole>(at, r);
   }
+
+  // As all_rows, a panel of rows at a time
+  template <mode Mode, int CT, bool Whole>
+  void panels(const place& at) {
+    constexpr bool score = Mode == mode::score;
+    const int n = Whole ? CT * WC : at.n;
+    Col seen = Col::zero();
+    for (int64_t r0 = 0; r0 < a.nr; r0 += panel_rows) {
+      const int64_t rows = a.nr - r0 < panel_rows ? a.nr - r0 : panel_rows;
+      if constexpr (score) {
+        in_tiles(0, rows, [&](auto tile, int64_t r) SF_LAMBDA {
+          row_tile<Mode, decltype(tile)::value, CT, Whole, true>(at, r0 + r);
+        });
+        residual.add(rs, rows * CT * W);
+      }
+      for (int64_t u = 0; u < a.u; ++u) {
+        const T *h = at.h + 2 * (r0 * M + u * a.nt), *r = score ? rs : at.y + 2 * r0 * a.t;
+        const codeword_panel<Col, CT, score || Whole, !score> of{
+            h, r, rows, 2 * M, score ? CT * W : 2 * a.t, u == 0 ? at.y_next : 0, n};
+        of.add(a.nt, typename gx_rows::template of<CT>{rows_of(at, u, CT, n, r0 == 0, r0 + rows == a.nr, &seen)});
+      }
+      if constexpr (score)
+        in_tiles(0, rows, [&](auto tile, int64_t r) SF_LAMBDA {
+          channel.template add_loaded<decltype(tile)::value, CT>(rs + r * CT * W, r0 + r, n, at.first_chunk);
+        });
+    }
+    bad = bad + seen;
+  }
   template <mode Mode, int CT>
   void all_rows(const place& at) {
+    if constexpr (Panels && Mode != mode::probe)
+      return at.n == CT * WC ? panels<Mode, CT, true>(at) : panels<Mode, CT, false>(at);
     if constexpr (Mode != mode::adjoint)  // as in row_tile
       if (at.n == CT * WC) return all_rows<Mode, CT, true>(at);
     all_rows<Mode, CT, false>(at);
@@ -368,30 +408,6 @@ struct block_worker {
     return found;
   }
 };
-
-// Estimated nanoseconds a block; a slice is worth a thread when it takes about 20 us.
-template <class T>
-inline int64_t block_work(const block_args& a) {
-  const int64_t m = a.u * a.nt, packs = a.t / block_worker<T>::WC + 1;
-  return 60 + a.nr * m * packs * 3 / 2 + (a.nr + m) * a.t / 2;
-}
-
-// All blocks, split over torch's threads at block borders, so the thread count cannot change a bit.
-template <mode Mode, class T>
-void run_blocks(block_args& a) {
-  a.bad = -1;
-  const int64_t grain = 20000 / block_work<T>(a) + 1;
-  parallel_for(a.pool, a.b * a.k, grain, [&](int64_t begin, int64_t end) {
-    block_worker<T> worker(a);
-    const scratch<double> own(a.energies ? 0 : 2 + a.u);
-    for (int64_t i = begin, next; i < end; i = next) {  // the blocks of one item
-      const int64_t b = i / a.k, k = i % a.k, last = k + end - i < a.k ? k + end - i : a.k;
-      next = b * a.k + last;
-      const int64_t bad = worker.template run<Mode>(b, k, last, a.energies ? a.energies + i * (2 + a.u) : own);
-      if (bad >= 0) note_lowest(a.bad, b * a.k + bad);
-    }
-  });
-}
 
 }  // namespace SF_NS
 }  // namespace sf

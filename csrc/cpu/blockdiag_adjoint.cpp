@@ -1,5 +1,5 @@
 // X_k^(u) = (H_k^(u))^H Y_k.
-#include "block_worker.hpp"
+#include "run_blocks.hpp"
 
 namespace sf {
 inline namespace SF_NS {

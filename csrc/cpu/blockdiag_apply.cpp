@@ -1,5 +1,5 @@
 // Y_k = sum_u H_k X_k.
-#include "block_worker.hpp"
+#include "run_blocks.hpp"
 
 namespace sf {
 inline namespace SF_NS {

@@ -17,9 +17,9 @@ struct channel_score {
   using Col = pack_cols<T, W>;
   using Adj = product<Col, true>;
 
-  const int64_t M, MV, row;  // streams, packs that hold them, reals of a row of GH: 2M for few streams, else MV*W
-  const T *xs = nullptr, *rs = nullptr;  // packed X [M][CT*W], a tile of R [RT][CT*W]
-  T *xt = nullptr, *gh = nullptr;        // X^T [slots][MV*W], whose lanes past M are zero; GH [Nr][row]
+  const int64_t M, MV, row;        // streams, packs that hold them, reals of a row of GH: 2M for few streams, else MV*W
+  const T* xs = nullptr;           // packed X [M][CT*W]
+  T *xt = nullptr, *gh = nullptr;  // X^T [slots][MV*W], whose lanes past M are zero; GH [Nr][row]
 
   explicit channel_score(int64_t streams)
       : M(streams), MV((streams + WC - 1) / WC), row(streams < outer_from ? 2 * streams : MV * W) {}
@@ -46,12 +46,12 @@ struct channel_score {
 
   // Rows of one tile: lanes run over streams, the sum over the chunk's slots. R X^H = conj(conj(R) X^T).
   template <int RT, int VT>
-  void outer_tile(int64_t r0, int64_t v0, int of_r, int n, bool first) {
+  void outer_tile(const T* r, int64_t r0, int64_t v0, int of_r, int n, bool first) {
     Adj q[RT][VT];
     SF_UNROLL
     for (int i = 0; i < RT; ++i) SF_UNROLL
     for (int c = 0; c < VT; ++c) q[i][c] = Adj::zero();
-    const T *r = rs, *x = xt + v0 * W;
+    const T* x = xt + v0 * W;
     const int64_t next = row;
     multiply_tile(
         q, n, [=](int i, int64_t s) SF_LAMBDA { return scalar2<T>{r[i * of_r + 2 * s], r[i * of_r + 2 * s + 1]}; },
@@ -72,11 +72,14 @@ struct channel_score {
     const T* x = xs;
     T* to = gh + r0 * row;
     const int64_t streams = M;
+    constexpr int sums = RT == 3 ? 4 : RT;  // powers of two
     for (int64_t m = 0; m < streams; ++m, x += CT * W, to += 2) {
       Col z[CT], iz[CT];
       SF_UNROLL
       for (int c = 0; c < CT; ++c) z[c] = Col::load(x + c * W), iz[c] = turned(z[c]);
-      pack<T, W> p[2 * RT];
+      pack<T, W> p[2 * sums];
+      SF_UNROLL
+      for (int i = 2 * RT; i < 2 * sums; ++i) p[i] = pack<T, W>(T(0));
       SF_UNROLL
       for (int i = 0; i < RT; ++i) inner_columns(r[i], z, iz, p[2 * i], p[2 * i + 1]);
       const auto g = sums_of_few(p);
@@ -89,13 +92,23 @@ struct channel_score {
     to[1] = first ? im : to[1] + im;
   }
 
-  // Rows [r0, r0 + RT), n slots from a chunk of CT packs; the first chunk begins the sums.
+  // Rows [r0, r0 + RT) of R, in registers and in memory; n slots from a chunk of CT packs, the first of which begins the
+  // sums.
   template <int RT, int CT>
-  SF_HD void add(const Col (&r)[RT][CT], int64_t r0, int n, bool first) {
-    if (!transposed()) return inner_tile<RT, CT>(r, r0, first);
+  SF_HD void add(const Col (&z)[RT][CT], const T* r, int64_t r0, int n, bool first) {
+    if (!transposed()) return inner_tile<RT, CT>(z, r0, first);
     int64_t v = 0;
-    for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r0, v, CT * W, n, first);
-    if (v < MV) outer_tile<RT, 1>(r0, v, CT * W, n, first);
+    for (; v + 2 <= MV; v += 2) outer_tile<RT, 2>(r, r0, v, CT * W, n, first);
+    if (v < MV) outer_tile<RT, 1>(r, r0, v, CT * W, n, first);
+  }
+  template <int RT, int CT>
+  SF_HD void add_loaded(const T* r, int64_t r0, int n, bool first) {
+    Col z[RT][CT];
+    SF_UNROLL
+    for (int i = 0; i < RT; ++i)
+      SF_UNROLL
+    for (int c = 0; c < CT; ++c) z[i][c] = Col::load(r + (i * CT + c) * W);
+    add<RT, CT>(z, r, r0, n, first);
   }
 };
 

@@ -1,5 +1,5 @@
 // R = Y - sum_u H X -> R X^H/noise_var, H^H R/noise_var, |R|^2 and the probe energies, in one pass over memory.
-#include "block_worker.hpp"
+#include "run_blocks.hpp"
 #include "energy_sums.hpp"
 #include "score_lanes.hpp"
 

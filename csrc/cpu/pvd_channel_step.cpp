@@ -2,7 +2,7 @@
 // update of mean and sample with the channel score w R X^H/s. Blocks of one item are taken a group at a time; the
 // group's denoised channels and channel scores live in cache between the two halves, which are those of
 // likelihood_score and pvd_update.
-#include "block_worker.hpp"
+#include "run_blocks.hpp"
 #include "draws.hpp"
 #include "energy_sums.hpp"
 #include "update_run.hpp"
@@ -16,7 +16,7 @@ template <class T>
 struct channel_worker {
   const channel_step_args& a;
   int64_t entries, group;  // reals of one block of one user; blocks of a group
-  block_worker<T> blocks;
+  block_worker<T, false> blocks;
   draw_buffer<T> buffer;
   scratch<T> memory;
   T *denoised, *score;

@@ -105,7 +105,9 @@ def test_stored_adjoint(u, k, nr, nt, t, dtype):
     same_bits(shared.score_h, one.score_h, "shared adjoint")
 
 
-@pytest.mark.parametrize("u, k, nr, nt, t", [(1, 1, 1, 1, 1), (1, 1, 3, 2, 1), (1, 1, 17, 16, 1)], ids=str)
+@pytest.mark.parametrize(
+    "u, k, nr, nt, t", [(1, 1, 1, 1, 1), (1, 1, 3, 2, 1), (1, 1, 17, 16, 1), (2, 2, 35, 3, 9)], ids=str
+)
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_split_batch(u, k, nr, nt, t, adjoint, dtype):
     """A batch cut anywhere gives the same bits, and so do two threads."""
@@ -133,3 +135,16 @@ def test_threads_share_single_numbers():
         torch.set_num_threads(before)
     for a, b in zip(results[0][:3], results[1][:3], strict=True):
         same_bits(a, b)
+
+
+@pytest.mark.parametrize("row", [0, 31, 32, 66])
+@pytest.mark.parametrize("operand", ["y", "h"])
+def test_rows_of_large_blocks_name_the_block(operand, row):
+    """Large blocks are taken 32 rows at a time: a value not finite in any row names its block, and in no other."""
+    ops = {"y": draw(3, 2, 67, 9, seed=1), "h": draw(3, 2, 2, 67, 3, seed=2), "x": draw(3, 2, 2, 3, 9, seed=3)}
+    sf.likelihood_score(**ops), sf.blockdiag_adjoint(ops["h"], ops["y"])
+    at = (1, 1, row, 2) if operand == "y" else (1, 0, 1, row, 2)
+    ops[operand][at] = float("nan")
+    for call in (lambda: sf.likelihood_score(**ops), lambda: sf.blockdiag_adjoint(ops["h"], ops["y"])):
+        with pytest.raises(ValueError, match="batch item 1, block 1 is not finite"):
+            call()

@@ -14,6 +14,10 @@ ANTENNAS = [(nr, nt) for nr in range(1, 6) for nt in range(1, 6)] + [
     (8, 64),
     (64, 64),
     (5, 16),
+    (33, 2),  # past one panel of rows in cache, by tiles of every size
+    (35, 3),
+    (66, 5),
+    (96, 1),
 ]
 SLOTS = (1, 7, 8, 24, 25, 50)
 USERS_BLOCKS = ((1, 1), (2, 3), (3, 4), (1, 2))
